@@ -1,0 +1,1 @@
+//! `x-kubernetes-validations` on the `cel` crate (KS §11.4).
