@@ -1,1 +1,18 @@
-//! Empty for now.
+//! Everything a controller must not fetch by itself: time, randomness, names, faults.
+//!
+//! What lives here: [`Clock`] (now and timers), [`Entropy`] (a tree of named random streams),
+//! [`derived_name`] (names of created objects), [`fault`] (named points at which tests kill or
+//! delay a process). Each has a real form and a virtual one for tests and simulation.
+//!
+//! What does not: rules (crate `domain`), I/O.
+//!
+//! Pure code never holds a clock: it gets `now` as a value (INV-9).
+
+mod clock;
+mod entropy;
+pub mod fault;
+mod name;
+
+pub use clock::{Clock, Timestamp, VirtualClock};
+pub use entropy::{Entropy, Stream};
+pub use name::{derived_name, suffix};
