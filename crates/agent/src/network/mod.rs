@@ -1,0 +1,432 @@
+//! The network of the VMs on one node (architecture.md §8, hypervisor.md §13).
+//!
+//! Each guest sits behind a tap and has a /32 address. Every node shows it the same gateway address
+//! and the same gateway hardware address, so nothing in the guest changes when it moves. What should
+//! exist is computed ([`plan`], [`filter::rules`]) and compared with what does exist; a crash leaves
+//! at most leftovers that the next pass removes.
+
+pub mod dhcp;
+pub mod filter;
+pub mod names;
+pub mod netlink;
+pub mod plan;
+pub mod sysctl;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use self::names::{GATEWAY_MAC, Mac, is_tap_name, tap_name};
+use self::netlink::{Link, Netlink, NetlinkError, Target};
+use self::plan::{Hop, Vm};
+
+/// Settings of a node's network.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of this node.
+    pub node: String,
+    /// Address of this node on the underlay.
+    pub node_address: Ipv4Addr,
+    /// Link to the other nodes, for example `eth0`.
+    pub uplink: String,
+    /// Address of the gateway that every guest sees, for example 169.254.1.1.
+    pub gateway: Ipv4Addr,
+    /// Name of the nftables table that this node owns.
+    pub table: String,
+    /// Resolvers told to guests; empty = none is told.
+    pub dns: Vec<Ipv4Addr>,
+    /// Pools of VM addresses.
+    pub pools: BTreeSet<Ipv4Net>,
+}
+
+/// A guest's network identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestNic {
+    /// uid of the Instance.
+    pub instance_uid: String,
+    /// Hardware address.
+    pub mac: Mac,
+    /// Address.
+    pub address: Ipv4Addr,
+    /// Host name told by DHCP.
+    pub host_name: String,
+}
+
+/// Something of the network could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A netlink request failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The filter could not be loaded.
+    #[error(transparent)]
+    Filter(#[from] filter::FilterError),
+    /// A system call or a file of the kernel failed.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A link that must exist does not.
+    #[error("link {0} does not exist in this network namespace")]
+    NoLink(String),
+}
+
+fn io_failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
+    move |source| NetworkError::Io { action: action.into(), source }
+}
+
+struct Plugged {
+    nic: GuestNic,
+    tap: String,
+    dhcp: AbortHandle,
+}
+
+impl Drop for Plugged {
+    fn drop(&mut self) {
+        self.dhcp.abort();
+    }
+}
+
+/// Order of the hints of one address: (epoch, number of the switch).
+pub type Generation = (i64, i64);
+
+struct StoredHint {
+    node: String,
+    generation: Generation,
+    at: Instant,
+    instead_of: Option<String>,
+}
+
+impl StoredHint {
+    fn shown(&self) -> plan::Hint {
+        plan::Hint {
+            node: self.node.clone(),
+            age_s: self.at.elapsed().as_secs(),
+            instead_of: self.instead_of.clone(),
+        }
+    }
+}
+
+/// How long the last hint of an address without a VM is remembered.
+const HINT_MEMORY: Duration = Duration::from_secs(600);
+
+#[derive(Default)]
+struct State {
+    guests: BTreeMap<String, Plugged>,
+    vms: Vec<Vm>,
+    nodes: BTreeMap<String, Ipv4Addr>,
+    hints: BTreeMap<Ipv4Addr, StoredHint>,
+    pools: BTreeSet<Ipv4Net>,
+}
+
+/// The network of one node. All methods may be called concurrently.
+pub struct Network {
+    settings: Settings,
+    netlink: Netlink,
+    mtu: u32,
+    state: Mutex<State>,
+    /// Held while taps and the filter are changed (milliseconds: a process is run).
+    plugging: tokio::sync::Mutex<()>,
+    /// Held while routes are changed (microseconds: netlink only), so a switch-over never waits for
+    /// a filter.
+    routing: tokio::sync::Mutex<()>,
+}
+
+impl Network {
+    /// Prepares the node: forwarding on, the gateway's address on the loopback link.
+    ///
+    /// # Errors
+    /// The uplink is missing, or the kernel refuses a setting (the error says which).
+    pub async fn start(settings: Settings) -> Result<Self, NetworkError> {
+        let netlink = Netlink::connect().map_err(io_failed("open a netlink socket"))?;
+        let links = netlink.links().await?;
+        let uplink = find(&links, &settings.uplink)?;
+        let loopback = find(&links, "lo")?;
+        sysctl::prepare_node(&settings.uplink)?;
+        netlink.bring_up(loopback.index, None, None).await?;
+        netlink.ensure_address(loopback.index, settings.gateway).await?;
+        let mtu = uplink.mtu;
+        let state = State { pools: settings.pools.clone(), ..State::default() };
+        Ok(Self {
+            settings,
+            netlink,
+            mtu,
+            state: Mutex::new(state),
+            plugging: tokio::sync::Mutex::default(),
+            routing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Creates the tap of a guest, ready for traffic, and returns its descriptor for QEMU. The tap
+    /// lives as long as somebody holds a descriptor of it.
+    ///
+    /// # Errors
+    /// The tap is in use by another process (`ResourceBusy`: an earlier QEMU of the VM has not ended
+    /// yet), or a step of its setup failed.
+    pub async fn plug(&self, nic: GuestNic) -> Result<OwnedFd, NetworkError> {
+        let _guard = self.plugging.lock().await;
+        let tap = tap_name(&nic.instance_uid);
+        let descriptor = holdfast_sys::tap::open(&tap).map_err(io_failed(format!("create tap {tap}")))?;
+        self.set_up(nic, tap).await?;
+        Ok(descriptor)
+    }
+
+    /// Takes charge of a tap that a launcher already holds, after a restart of the agent.
+    ///
+    /// # Errors
+    /// The tap does not exist, or a step of its setup failed.
+    pub async fn adopt(&self, nic: GuestNic) -> Result<(), NetworkError> {
+        let _guard = self.plugging.lock().await;
+        let tap = tap_name(&nic.instance_uid);
+        self.set_up(nic, tap).await
+    }
+
+    async fn set_up(&self, nic: GuestNic, tap: String) -> Result<(), NetworkError> {
+        let links = self.netlink.links().await?;
+        let index = find(&links, &tap)?.index;
+        sysctl::prepare_tap(&tap)?;
+        self.netlink.bring_up(index, Some(GATEWAY_MAC), Some(self.mtu)).await?;
+        self.netlink.set_neighbour(index, nic.address, nic.mac).await?;
+        let sockets = dhcp::Sockets::open(&tap, self.settings.gateway)
+            .map_err(io_failed(format!("serve DHCP on tap {tap}")))?;
+        let dhcp = tokio::spawn(serve_dhcp(tap.clone(), sockets, self.lease(&nic))).abort_handle();
+        let uid = nic.instance_uid.clone();
+        let plugged = Plugged { nic, tap, dhcp };
+        self.state.lock().guests.insert(uid, plugged);
+        self.load_filter(&links).await?;
+        self.route().await
+    }
+
+    fn lease(&self, nic: &GuestNic) -> dhcp::Lease {
+        dhcp::Lease {
+            mac: nic.mac,
+            address: nic.address,
+            gateway: self.settings.gateway,
+            host_name: nic.host_name.clone(),
+            dns: self.settings.dns.clone(),
+            mtu: u16::try_from(self.mtu).unwrap_or(u16::MAX),
+        }
+    }
+
+    async fn load_filter(&self, links: &BTreeMap<String, Link>) -> Result<(), NetworkError> {
+        let guests: Vec<filter::Guest> = self
+            .state
+            .lock()
+            .guests
+            .values()
+            .filter(|plugged| links.contains_key(&plugged.tap))
+            .map(|plugged| filter::Guest {
+                tap: plugged.tap.clone(),
+                mac: plugged.nic.mac,
+                address: plugged.nic.address,
+            })
+            .collect();
+        let rules = filter::rules(&self.settings.table, self.settings.gateway, &guests);
+        Ok(filter::load(&self.settings.table, &rules).await?)
+    }
+
+    /// Whether the guest's tap is in our charge.
+    pub fn has(&self, instance_uid: &str) -> bool {
+        self.state.lock().guests.contains_key(instance_uid)
+    }
+
+    /// Lets go of a guest whose launcher has ended: responder, filter, route, and the tap if it is
+    /// still there. Letting go twice is success.
+    ///
+    /// # Errors
+    /// A step failed; call again.
+    pub async fn unplug(&self, instance_uid: &str) -> Result<(), NetworkError> {
+        let _guard = self.plugging.lock().await;
+        let tap = tap_name(instance_uid);
+        drop(self.state.lock().guests.remove(instance_uid));
+        let mut links = self.netlink.links().await?;
+        self.load_filter(&links).await?;
+        if let Some(link) = links.remove(&tap) {
+            self.remove_link_if_present(&tap, link.index).await?;
+        }
+        self.route().await
+    }
+
+    async fn remove_link_if_present(&self, tap: &str, index: u32) -> Result<(), NetworkError> {
+        if let Err(error) = self.netlink.remove_link(index).await {
+            // The last descriptor may have been closed in between, which removed it.
+            if self.netlink.links().await?.get(tap).is_some_and(|link| link.index == index) {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier agent left behind: taps that no launcher in our charge uses. Called
+    /// after all launchers of the node were adopted.
+    ///
+    /// # Errors
+    /// A step failed; call again.
+    pub async fn remove_leftovers(&self) -> Result<(), NetworkError> {
+        let _guard = self.plugging.lock().await;
+        let links = self.netlink.links().await?;
+        let ours: BTreeSet<String> =
+            self.state.lock().guests.values().map(|plugged| plugged.tap.clone()).collect();
+        self.load_filter(&links).await?;
+        for (name, link) in &links {
+            if is_tap_name(name) && !ours.contains(name) {
+                tracing::info!(tap = %name, "removing a tap that no launcher of this node uses");
+                self.remove_link_if_present(name, link.index).await?;
+            }
+        }
+        self.route().await
+    }
+
+    /// Takes over what the API says about VMs and nodes and brings the routes in line.
+    ///
+    /// # Errors
+    /// The kernel refuses a route; call again.
+    pub async fn set_world(
+        &self,
+        vms: Vec<Vm>,
+        nodes: BTreeMap<String, Ipv4Addr>,
+    ) -> Result<(), NetworkError> {
+        {
+            let mut state = self.state.lock();
+            state.vms = vms;
+            state.nodes = nodes;
+        }
+        self.route().await
+    }
+
+    /// Replaces the pools of VM addresses.
+    ///
+    /// # Errors
+    /// The kernel refuses a route; call again.
+    pub async fn set_pools(&self, pools: BTreeSet<Ipv4Net>) -> Result<(), NetworkError> {
+        self.state.lock().pools = pools;
+        self.route().await
+    }
+
+    /// A direct word from a migration's source agent: the VM's traffic belongs to that node now.
+    /// A generation that is not newer than the one known is ignored.
+    ///
+    /// # Errors
+    /// The kernel refuses the route; the hint is kept and the next pass tries again.
+    pub async fn hint(
+        &self,
+        address: Ipv4Addr,
+        node: &str,
+        generation: Generation,
+    ) -> Result<(), NetworkError> {
+        {
+            let mut state = self.state.lock();
+            if state.hints.get(&address).is_some_and(|hint| hint.generation >= generation) {
+                return Ok(());
+            }
+            let api = state.vms.iter().find(|vm| vm.address == address).and_then(|vm| vm.node.clone());
+            let hint = StoredHint { node: node.to_owned(), generation, at: Instant::now(), instead_of: api };
+            state.hints.insert(address, hint);
+        }
+        self.route().await
+    }
+
+    /// A generation above every one seen for this address: the wall clock in milliseconds, or one
+    /// more than the last known where a clock went backwards.
+    pub fn next_generation(&self, address: Ipv4Addr, epoch: i64, now_ms: i64) -> Generation {
+        match self.state.lock().hints.get(&address).map(|hint| hint.generation) {
+            Some((known_epoch, number)) if known_epoch == epoch => (epoch, now_ms.max(number + 1)),
+            _ => (epoch, now_ms),
+        }
+    }
+
+    /// Addresses of the other nodes, by name.
+    pub fn other_nodes(&self) -> BTreeMap<String, Ipv4Addr> {
+        let mut nodes = self.state.lock().nodes.clone();
+        nodes.remove(&self.settings.node);
+        nodes
+    }
+
+    fn observe(&self) -> plan::Observed {
+        let mut state = self.state.lock();
+        let vms = state.vms.clone();
+        // A spent hint stays a while, so that a late message of the same move does not count.
+        let alive: BTreeSet<Ipv4Addr> =
+            vms.iter().filter(|vm| vm.node.is_some()).map(|vm| vm.address).collect();
+        state.hints.retain(|address, hint| alive.contains(address) || hint.at.elapsed() < HINT_MEMORY);
+        let hints = state.hints.iter().map(|(address, hint)| (*address, hint.shown())).collect();
+        let taps = state.guests.iter().map(|(uid, guest)| (uid.clone(), guest.tap.clone())).collect();
+        plan::Observed {
+            here: Some(self.settings.node.clone()),
+            vms,
+            nodes: state.nodes.clone(),
+            hints,
+            taps,
+            pools: state.pools.clone(),
+        }
+    }
+
+    /// Brings the routes in line with what should be.
+    ///
+    /// # Errors
+    /// The kernel refuses a route; all others are set nevertheless.
+    pub async fn route(&self) -> Result<(), NetworkError> {
+        let _guard = self.routing.lock().await;
+        let desired = plan::routes(&self.observe());
+        let links = self.netlink.links().await?;
+        let present: BTreeMap<Ipv4Net, Hop> =
+            self.netlink.our_routes(&links).await?.into_iter().map(|route| (route.net, route.hop)).collect();
+        apply_routes(&self.netlink, &links, &present, &desired, Some(self.settings.node_address)).await
+    }
+}
+
+/// Sets and removes routes until the kernel has the desired ones; goes on after a failure and
+/// returns the first.
+pub(crate) async fn apply_routes(
+    netlink: &Netlink,
+    links: &BTreeMap<String, Link>,
+    present: &BTreeMap<Ipv4Net, Hop>,
+    desired: &BTreeMap<Ipv4Net, Hop>,
+    source: Option<Ipv4Addr>,
+) -> Result<(), NetworkError> {
+    let (set, remove) = plan::difference(present, desired);
+    let mut first_failure = None;
+    for (net, hop) in set {
+        tracing::debug!(%net, ?hop, "route");
+        let target = match hop {
+            Hop::Via(gateway) => Target::Via(gateway),
+            Hop::Drop => Target::Drop,
+            // A tap that is just gone: its guest has ended, the next pass follows.
+            Hop::Tap(tap) => match links.get(&tap) {
+                Some(link) => Target::Link(link.index),
+                None => continue,
+            },
+        };
+        if let Err(error) = netlink.set_route(net, &target, source).await {
+            first_failure.get_or_insert(error);
+        }
+    }
+    for net in remove {
+        tracing::debug!(%net, "route removed");
+        if let Err(error) = netlink.remove_route(net).await {
+            first_failure.get_or_insert(error);
+        }
+    }
+    first_failure.map_or(Ok(()), |error| Err(error.into()))
+}
+
+async fn serve_dhcp(tap: String, sockets: dhcp::Sockets, lease: dhcp::Lease) {
+    if let Err(error) = dhcp::serve(sockets, lease).await {
+        tracing::debug!(%tap, %error, "DHCP ended; the tap is gone");
+    }
+}
+
+fn find<'a>(links: &'a BTreeMap<String, Link>, name: &str) -> Result<&'a Link, NetworkError> {
+    links.get(name).ok_or_else(|| NetworkError::NoLink(name.to_owned()))
+}
