@@ -1,1 +1,42 @@
-//! Empty for now.
+//! The shape of every controller: observe, plan, apply (style.md §7).
+//!
+//! ```text
+//! observe (reads caches, may fail) -> plan (pure, cannot fail) -> apply (writes, may fail)
+//!   Observed: plain data               Plan: status, effects,       one interpreter for all
+//!   with `now` and entropy inside      wake, why                    controllers
+//! ```
+//!
+//! A controller author learns these words:
+//!
+//! - [`Cache`]: a watched kind, shared by all controllers; sorted, with its own writes visible at
+//!   once ([`Caches::cache`] opens it).
+//! - [`Controller`]: `name`, `watches`, `observe`, `plan`.
+//! - [`Plan`]: at most one status change of the controller's own object, then effects in order,
+//!   then an instant at which to look again, and the reasons ([`Why`]).
+//! - [`Effect`]: create, patch, delete, event. Every one is guarded and idempotent.
+//! - [`Conditions`]: conditions whose transition time moves only when their status flips.
+//! - [`Runtime`]: runs controllers while this process is the leader ([`lease`]).
+//!
+//! Rules: `plan` sees no clock, no client, no randomness (INV-9). Status is written first, it is
+//! the recorded intent; the first failing effect ends the pass and the next pass plans anew.
+//! Planning twice on the settled world yields [`Plan::is_empty`].
+
+mod apply;
+mod cache;
+mod conditions;
+mod error;
+mod event;
+pub mod lease;
+mod metrics;
+mod plan;
+mod queue;
+mod run;
+
+pub use cache::{Cache, Caches, Key};
+pub use conditions::{Conditions, Tri, condition, is_true};
+pub use error::{Class, Error};
+pub use metrics::Metrics;
+pub use plan::{
+    Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref, Why, controller_of, owner_reference,
+};
+pub use run::{Controller, Pass, Runtime, Watches};

@@ -1,0 +1,125 @@
+//! Events about objects: written once, counted when repeated, never a reason to fail a pass.
+
+use std::collections::BTreeMap;
+
+use holdfast_env::{Clock, Timestamp};
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use parking_lot::Mutex;
+use serde_json::json;
+use tracing::debug;
+
+use crate::plan::{Note, NoteKind};
+
+/// How many distinct events are remembered for counting repetitions.
+const REMEMBERED_MAX: usize = 4096;
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Same {
+    uid: Option<String>,
+    reason: String,
+    message: String,
+}
+
+#[derive(Clone, Debug)]
+struct Written {
+    namespace: String,
+    name: String,
+    count: i32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Recorder {
+    written: Mutex<BTreeMap<Same, Written>>,
+}
+
+impl Recorder {
+    /// Writes or counts the event; failures are logged only.
+    pub(crate) async fn record(&self, client: &Client, controller: &str, note: &Note, clock: &Clock) {
+        let same =
+            Same { uid: note.about.uid.clone(), reason: note.reason.clone(), message: note.message.clone() };
+        let known = self.written.lock().get(&same).cloned();
+        let result = match known {
+            Some(written) => self.count(client, &same, written, clock.now()).await,
+            None => self.create(client, controller, note, same, clock.now()).await,
+        };
+        if let Err(error) = result {
+            debug!(%error, reason = note.reason, about = %note.about, "event lost");
+        }
+    }
+
+    async fn count(
+        &self,
+        client: &Client,
+        same: &Same,
+        mut was: Written,
+        now: Timestamp,
+    ) -> kube::Result<()> {
+        was.count += 1;
+        let api: Api<Event> = Api::namespaced(client.clone(), &was.namespace);
+        let body = json!({ "count": was.count, "lastTimestamp": Time(now) });
+        let reply = api.patch(&was.name, &PatchParams::default(), &Patch::Merge(body)).await;
+        let mut all = self.written.lock();
+        match reply {
+            Ok(_) => {
+                all.insert(same.clone(), was);
+                Ok(())
+            }
+            Err(error) => {
+                // Most likely expired: the next repetition starts a new one.
+                all.remove(same);
+                Err(error)
+            }
+        }
+    }
+
+    async fn create(
+        &self,
+        client: &Client,
+        controller: &str,
+        note: &Note,
+        same: Same,
+        now: Timestamp,
+    ) -> kube::Result<()> {
+        let about = &note.about;
+        let namespace = if about.namespace.is_empty() { "default" } else { &about.namespace };
+        let name = format!("{}.{:x}", about.name, now.as_nanosecond());
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(namespace.to_owned()),
+                ..ObjectMeta::default()
+            },
+            involved_object: ObjectReference {
+                api_version: Some(about.api.api_version.clone()),
+                kind: Some(about.api.kind.clone()),
+                name: Some(about.name.clone()),
+                namespace: (!about.namespace.is_empty()).then(|| about.namespace.clone()),
+                uid: about.uid.clone(),
+                ..ObjectReference::default()
+            },
+            type_: Some(match note.kind {
+                NoteKind::Normal => "Normal".to_owned(),
+                NoteKind::Warning => "Warning".to_owned(),
+            }),
+            reason: Some(note.reason.clone()),
+            message: Some(note.message.clone()),
+            count: Some(1),
+            first_timestamp: Some(Time(now)),
+            last_timestamp: Some(Time(now)),
+            source: Some(EventSource { component: Some(format!("holdfast-{controller}")), host: None }),
+            reporting_component: Some(format!("holdfast-{controller}")),
+            ..Event::default()
+        };
+        let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+        api.create(&PostParams::default(), &event).await?;
+        let mut all = self.written.lock();
+        if all.len() >= REMEMBERED_MAX {
+            all.clear();
+        }
+        all.insert(same, Written { namespace: namespace.to_owned(), name, count: 1 });
+        Ok(())
+    }
+}
