@@ -135,3 +135,21 @@ pub mod object {
     /// File that holds a disk on a Filesystem volume (raw, sparse).
     pub const DISK_IMAGE_FILE: &str = "disk.img";
 }
+
+/// The inside of a launcher pod: what the engine (pod template), the node runtime, the agent and the
+/// launcher agree on.
+pub mod launcher_pod {
+    /// emptyDir volume with the launcher's sockets and records; the agent finds launchers by it.
+    pub const RUN_VOLUME: &str = "run";
+    /// Where [`RUN_VOLUME`] is mounted.
+    pub const RUN_DIR: &str = "/run/holdfast";
+    /// Directory below which every disk's claim is mounted: `<VOLUMES_DIR>/<disk id>`, and the pod's
+    /// volume is named by the disk's id.
+    pub const VOLUMES_DIR: &str = "/volumes";
+
+    /// Path of a disk's image inside the pod; the same in every pod of the VM.
+    #[must_use]
+    pub fn disk_path(disk_id: &str) -> String {
+        format!("{VOLUMES_DIR}/{disk_id}/{}", super::object::DISK_IMAGE_FILE)
+    }
+}
