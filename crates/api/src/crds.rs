@@ -13,7 +13,7 @@ use crate::engine;
 /// Never for the kinds of this crate: the test `every_crd_is_structural` builds them all.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     let mut all = vec![
-        finish(crate::VirtualMachine::crd(), |_| ()),
+        finish(crate::VirtualMachine::crd(), vm_nullables),
         finish(crate::VirtualMachineClass::crd(), |_| ()),
         finish(crate::VirtualMachineOperation::crd(), |_| ()),
         finish(crate::VirtualMachineBlockDeviceAttachment::crd(), |_| ()),
@@ -35,6 +35,8 @@ fn finish(crd: CustomResourceDefinition, special: fn(&mut Value)) -> CustomResou
     let mut value = serde_json::to_value(crd).expect("invariant: a CRD is JSON");
     let labels = json!({"heritage": "deckhouse", "module": "virtualization"});
     value["metadata"]["labels"] = labels;
+    let kind = value["spec"]["names"]["kind"].as_str().unwrap_or_default();
+    value["spec"]["names"]["listKind"] = format!("{kind}List").into();
     if let Some(versions) = value["spec"]["versions"].as_array_mut() {
         for version in versions {
             let schema = &mut version["schema"]["openAPIV3Schema"];
@@ -68,10 +70,13 @@ fn clean(schema: &mut Value) {
 }
 
 fn clean_keywords(object: &mut Map<String, Value>) {
-    if object.remove("x-keep-nullable").is_none() {
-        object.remove("nullable");
-    }
+    object.remove("nullable");
     object.remove("title");
+    if object.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
+        // kube's rewriter empties the two branches; Kubernetes allows exactly this form.
+        object.insert("anyOf".into(), json!([{"type": "integer"}, {"type": "string"}]));
+        object.remove("type");
+    }
     if object.get("format").and_then(Value::as_str).is_some_and(|f| f.starts_with("uint")) {
         object.remove("format");
     }
@@ -85,6 +90,21 @@ fn clean_keywords(object: &mut Map<String, Value>) {
 
 fn at<'a>(schema: &'a mut Value, path: &[&str]) -> &'a mut Value {
     path.iter().fold(schema, |node, field| &mut node["properties"][*field])
+}
+
+/// Marks fields of a status that may be written as null (api.md A1.7, A7.3).
+fn nullable(schema: &mut Value, path: &[&str], fields: &[&str]) {
+    for field in fields {
+        let path: Vec<&str> = path.iter().chain([field]).copied().collect();
+        at(schema, &path)["nullable"] = Value::Bool(true);
+    }
+}
+
+fn vm_nullables(schema: &mut Value) {
+    nullable(schema, &["status", "migrationState"], &["startTimestamp", "endTimestamp"]);
+    let launch = &["status", "stats", "launchTimeDuration"];
+    let steps = ["waitingForDependencies", "virtualMachineStarting", "guestOSAgentStarting"];
+    nullable(schema, launch, &steps);
 }
 
 /// Sources of namespaced kinds live in the object's own namespace.
@@ -102,6 +122,9 @@ fn namespaced_source(schema: &mut Value) {
 /// A disk cannot be the source of a disk.
 fn disk_source(schema: &mut Value) {
     namespaced_source(schema);
+    let creation = &["status", "stats", "creationDuration"];
+    let steps = ["waitingForDependencies", "dvcrProvisioning", "totalProvisioning"];
+    nullable(schema, creation, &steps);
     let kinds = &mut at(schema, &["spec", "dataSource", "objectRef", "kind"])["enum"];
     if let Some(kinds) = kinds.as_array_mut() {
         kinds.retain(|kind| kind != "VirtualDisk");
@@ -117,5 +140,153 @@ fn cluster_image(schema: &mut Value) {
     let phases = &mut at(schema, &["status", "phase"])["enum"];
     if let Some(phases) = phases.as_array_mut() {
         phases.retain(|phase| phase != "PVCLost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(node: &Value, path: &str, bad: &mut Vec<String>) {
+        let Some(object) = node.as_object() else { return };
+        for keyword in ["$ref", "definitions", "$defs", "oneOf", "allOf", "not", "const", "title"] {
+            if object.contains_key(keyword) {
+                bad.push(format!("{path}: {keyword}"));
+            }
+        }
+        let is_int_or_string = object.get("x-kubernetes-int-or-string").is_some();
+        if !object.contains_key("type") && !is_int_or_string {
+            bad.push(format!("{path}: no type"));
+        }
+        if object.contains_key("anyOf") && !is_int_or_string {
+            bad.push(format!("{path}: anyOf"));
+        }
+        for (name, field) in object.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            walk(field, &format!("{path}.{name}"), bad);
+        }
+        for key in ["items", "additionalProperties"] {
+            if let Some(inner) = object.get(key) {
+                walk(inner, &format!("{path}[]"), bad);
+            }
+        }
+    }
+
+    #[test]
+    fn every_crd_is_structural() {
+        let mut bad = Vec::new();
+        for crd in crds() {
+            let crd = serde_json::to_value(crd).unwrap();
+            for version in crd["spec"]["versions"].as_array().unwrap() {
+                let name = crd["spec"]["names"]["kind"].as_str().unwrap();
+                walk(&version["schema"]["openAPIV3Schema"], name, &mut bad);
+            }
+        }
+        assert!(bad.is_empty(), "{bad:#?}");
+    }
+
+    fn columns(crd: &Value, wide: bool) -> String {
+        let columns = crd["spec"]["versions"][0]["additionalPrinterColumns"].as_array().unwrap();
+        let shown = columns.iter().filter(|c| wide || c["priority"].as_i64().unwrap_or(0) == 0);
+        let names: Vec<_> = shown.map(|c| c["name"].as_str().unwrap().to_uppercase()).collect();
+        names.join(" ")
+    }
+
+    fn crd_of(kind: &str) -> Value {
+        let crds = crds().into_iter().map(|crd| serde_json::to_value(crd).unwrap());
+        crds.into_iter().find(|crd| crd["spec"]["names"]["kind"] == kind).unwrap()
+    }
+
+    /// The rows a terminal shows are checked end to end; here the lists themselves.
+    #[test]
+    fn printed_columns_are_the_specified_ones() {
+        for (kind, narrow, wide) in [
+            (
+                "VirtualMachine",
+                "PHASE NODE IPADDRESS AGE",
+                "PHASE CORES COREFRACTION MEMORY NEED RESTART AGENT MIGRATABLE NODE IPADDRESS AGE",
+            ),
+            ("VirtualMachineClass", "PHASE ISDEFAULT AGE", "PHASE ISDEFAULT AGE"),
+            (
+                "VirtualMachineOperation",
+                "PHASE TYPE VIRTUALMACHINE AGE",
+                "PHASE PROGRESS TYPE VIRTUALMACHINE AGE",
+            ),
+            (
+                "VirtualMachineBlockDeviceAttachment",
+                "PHASE VIRTUAL MACHINE NAME AGE",
+                "PHASE BLOCKDEVICE KIND BLOCKDEVICE NAME VIRTUAL MACHINE NAME AGE",
+            ),
+            ("VirtualMachineIPAddress", "ADDRESS STATUS VM AGE", "ADDRESS STATUS VM AGE"),
+            (
+                "VirtualMachineIPAddressLease",
+                "VIRTUALMACHINEIPADDRESS STATUS AGE",
+                "VIRTUALMACHINEIPADDRESS STATUS AGE",
+            ),
+            (
+                "VirtualDisk",
+                "PHASE CAPACITY VIRTUALMACHINE AGE",
+                "PHASE CAPACITY INUSE VIRTUALMACHINE PROGRESS STORAGECLASS TARGETPVC AGE",
+            ),
+            (
+                "VirtualImage",
+                "PHASE CDROM PROGRESS AGE",
+                "PHASE CDROM PROGRESS STOREDSIZE UNPACKEDSIZE REGISTRY URL TARGETPVC AGE",
+            ),
+            (
+                "ClusterVirtualImage",
+                "PHASE CDROM PROGRESS AGE",
+                "PHASE CDROM PROGRESS STOREDSIZE UNPACKEDSIZE REGISTRY URL AGE",
+            ),
+        ] {
+            let crd = crd_of(kind);
+            assert_eq!(columns(&crd, false), narrow, "{kind}");
+            assert_eq!(columns(&crd, true), wide, "{kind}");
+        }
+    }
+
+    #[test]
+    fn names_are_the_specified_ones() {
+        for (kind, plural, short, scope, categories) in [
+            ("VirtualMachine", "virtualmachines", "vm", "Namespaced", "all,virtualization"),
+            (
+                "VirtualMachineClass",
+                "virtualmachineclasses",
+                "vmc,vmclass",
+                "Cluster",
+                "virtualization-cluster",
+            ),
+            ("VirtualMachineOperation", "virtualmachineoperations", "vmop", "Namespaced", "virtualization"),
+            (
+                "VirtualMachineBlockDeviceAttachment",
+                "virtualmachineblockdeviceattachments",
+                "vmbda",
+                "Namespaced",
+                "virtualization",
+            ),
+            ("VirtualMachineIPAddress", "virtualmachineipaddresses", "vmip", "Namespaced", "virtualization"),
+            (
+                "VirtualMachineIPAddressLease",
+                "virtualmachineipaddressleases",
+                "vmipl,vmiplease",
+                "Cluster",
+                "virtualization-cluster",
+            ),
+            ("VirtualDisk", "virtualdisks", "vd", "Namespaced", "virtualization"),
+            ("VirtualImage", "virtualimages", "vi", "Namespaced", "virtualization"),
+            ("ClusterVirtualImage", "clustervirtualimages", "cvi", "Cluster", "virtualization-cluster"),
+        ] {
+            let spec = &crd_of(kind)["spec"];
+            let list = |v: &Value| {
+                let texts: Vec<_> = v.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+                texts.join(",")
+            };
+            assert_eq!(spec["names"]["plural"], plural);
+            assert_eq!(spec["names"]["singular"], kind.to_lowercase());
+            assert_eq!(spec["names"]["listKind"], format!("{kind}List"));
+            assert_eq!(list(&spec["names"]["shortNames"]), short);
+            assert_eq!(list(&spec["names"]["categories"]), categories);
+            assert_eq!(spec["scope"], scope);
+            assert_eq!(spec["versions"][0]["subresources"]["status"], json!({}));
+        }
     }
 }

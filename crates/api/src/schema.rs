@@ -55,12 +55,12 @@ pub fn free_objects(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// A timestamp that may be null.
+/// A timestamp that may be null (`crds` adds `nullable`).
 pub fn nullable_time(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "string", "format": "date-time", "nullable": true, "x-keep-nullable": true})
+    json_schema!({"type": "string", "format": "date-time"})
 }
 
-/// A text (such as a duration) that may be null.
+/// A text (such as a duration) that may be null (`crds` adds `nullable`).
 pub fn nullable_text(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "string", "nullable": true, "x-keep-nullable": true})
+    json_schema!({"type": "string"})
 }
