@@ -1,1 +1,35 @@
-//! Empty for now.
+//! The harness of the end-to-end tests: a platform of its own per test, driven only through what users have.
+//!
+//! Here: [`Home`] (a running platform), waiting with deadlines, guests over SSH and TCP, the leak check.
+//! Not here: the tests, one file per chapter of the issue, in `tests/`. Nothing of the product is linked in.
+
+pub mod guest;
+pub mod home;
+pub mod leaks;
+pub mod manifests;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+pub use guest::Guest;
+pub use home::Home;
+
+/// Tries `probe` until it gives a value; fails with `what` and the last answer after `limit`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T, String>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(last) if start.elapsed() > limit => {
+                bail!("{what}: not after {:.0?}; last seen: {last}", start.elapsed())
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Seconds, for readable limits in tests.
+pub fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
