@@ -62,57 +62,30 @@ pub struct FieldError {
 impl FieldError {
     /// `Required value[: detail]`.
     pub fn required(field: impl Into<String>, detail: &str) -> Self {
-        let text = if detail.is_empty() {
-            "Required value".to_owned()
-        } else {
-            format!("Required value: {detail}")
-        };
-        Self {
-            kind: ErrorType::Required,
-            field: field.into(),
-            text,
-        }
+        let text =
+            if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };
+        Self { kind: ErrorType::Required, field: field.into(), text }
     }
 
     /// `Invalid value: <value>: detail`; strings are quoted, other values printed as Go would.
     pub fn invalid(field: impl Into<String>, value: &Value, detail: impl AsRef<str>) -> Self {
-        Self::with_value(
-            ErrorType::Invalid,
-            "Invalid value",
-            field,
-            value,
-            detail.as_ref(),
-        )
+        Self::with_value(ErrorType::Invalid, "Invalid value", field, value, detail.as_ref())
     }
 
     /// `Invalid value: "<type>": detail` as the CRD validator prints type errors.
     pub fn type_invalid(field: impl Into<String>, value: &Value, detail: impl AsRef<str>) -> Self {
-        Self::with_value(
-            ErrorType::TypeInvalid,
-            "Invalid value",
-            field,
-            value,
-            detail.as_ref(),
-        )
+        Self::with_value(ErrorType::TypeInvalid, "Invalid value", field, value, detail.as_ref())
     }
 
     /// `Unsupported value: "C": supported values: "A", "B"`.
-    pub fn not_supported<S: AsRef<str>>(
-        field: impl Into<String>,
-        value: &Value,
-        supported: &[S],
-    ) -> Self {
+    pub fn not_supported<S: AsRef<str>>(field: impl Into<String>, value: &Value, supported: &[S]) -> Self {
         let mut text = format!("Unsupported value: {}", display_value(value));
         if !supported.is_empty() {
             let list: Vec<String> = supported.iter().map(|s| quote(s.as_ref())).collect();
             text.push_str(": supported values: ");
             text.push_str(&list.join(", "));
         }
-        Self {
-            kind: ErrorType::NotSupported,
-            field: field.into(),
-            text,
-        }
+        Self { kind: ErrorType::NotSupported, field: field.into(), text }
     }
 
     /// `Duplicate value: <value>`.
@@ -181,11 +154,7 @@ impl FieldError {
             text.push_str(": ");
             text.push_str(detail);
         }
-        Self {
-            kind,
-            field: field.into(),
-            text,
-        }
+        Self { kind, field: field.into(), text }
     }
 }
 
@@ -217,9 +186,7 @@ pub fn quote(text: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            c if u32::from(c) < 0x20 || c == '\x7f' => {
-                out.push_str(&format!("\\x{:02x}", u32::from(c)))
-            }
+            c if u32::from(c) < 0x20 || c == '\x7f' => out.push_str(&format!("\\x{:02x}", u32::from(c))),
             c => out.push(c),
         }
     }
@@ -230,11 +197,7 @@ pub fn quote(text: &str) -> String {
 /// Joins a path and a field name; the root path is empty.
 #[must_use]
 pub fn child(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}.{name}")
-    }
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 /// Path of a list element: `path[3]`.

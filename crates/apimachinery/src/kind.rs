@@ -96,11 +96,7 @@ impl Kind {
     /// `v1` or `group/version`.
     #[must_use]
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() {
-            self.version.clone()
-        } else {
-            format!("{}/{}", self.group, self.version)
-        }
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
 
     /// The resource within its group.
@@ -174,12 +170,7 @@ impl Kind {
 
     /// Full validation of an update.
     #[must_use]
-    pub fn validate_update(
-        &self,
-        object: &Value,
-        old: &Value,
-        endpoint: Endpoint,
-    ) -> Vec<FieldError> {
+    pub fn validate_update(&self, object: &Value, old: &Value, endpoint: Endpoint) -> Vec<FieldError> {
         let _ = (object, old, endpoint);
         todo!()
     }
@@ -210,10 +201,7 @@ impl Kind {
     ///
     /// # Errors
     /// 400 `field label not supported: …`.
-    pub fn check_field_labels(
-        &self,
-        selector: &crate::selector::FieldSelector,
-    ) -> Result<(), Status> {
+    pub fn check_field_labels(&self, selector: &crate::selector::FieldSelector) -> Result<(), Status> {
         let _ = selector;
         todo!()
     }

@@ -18,10 +18,7 @@ pub struct GroupResource {
 impl GroupResource {
     /// A resource of a group; the group may be empty.
     pub fn new(group: impl Into<String>, resource: impl Into<String>) -> Self {
-        Self {
-            group: group.into(),
-            resource: resource.into(),
-        }
+        Self { group: group.into(), resource: resource.into() }
     }
 }
 
@@ -89,13 +86,7 @@ impl std::error::Error for Status {}
 impl Status {
     /// Any failure.
     pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            reason: reason.to_owned(),
-            message: message.into(),
-            details: None,
-            continue_token: None,
-        }
+        Self { code, reason: reason.to_owned(), message: message.into(), details: None, continue_token: None }
     }
 
     fn with(mut self, details: Details) -> Self {
@@ -115,10 +106,7 @@ impl Status {
         out.insert("kind".into(), json!("Status"));
         out.insert("apiVersion".into(), json!("v1"));
         out.insert("metadata".into(), Value::Object(metadata));
-        out.insert(
-            "status".into(),
-            json!(if success { "Success" } else { "Failure" }),
-        );
+        out.insert("status".into(), json!(if success { "Success" } else { "Failure" }));
         if !self.message.is_empty() {
             out.insert("message".into(), json!(self.message));
         }
@@ -138,10 +126,7 @@ impl Status {
     /// 200: the object is gone (answer of DELETE).
     #[must_use]
     pub fn deleted(resource: &GroupResource, name: &str, uid: &str) -> Self {
-        Self::new(200, "", "").with(Details {
-            uid: uid.into(),
-            ..details(resource, name)
-        })
+        Self::new(200, "", "").with(Details { uid: uid.into(), ..details(resource, name) })
     }
 
     /// 201: bare success (binding, eviction).
@@ -203,20 +188,15 @@ impl Status {
     /// 403 for a path that is no resource.
     #[must_use]
     pub fn path_not_allowed(path: &str, verb: &str, user: &str) -> Self {
-        Self::new(
-            403,
-            "Forbidden",
-            format!("forbidden: User \"{user}\" cannot {verb} path \"{path}\""),
-        )
-        .with(Details::default())
+        Self::new(403, "Forbidden", format!("forbidden: User \"{user}\" cannot {verb} path \"{path}\""))
+            .with(Details::default())
     }
 
     /// 403: create in a namespace that terminates, with the cause drain reads.
     #[must_use]
     pub fn namespace_terminating(resource: &GroupResource, name: &str, namespace: &str) -> Self {
-        let why = format!(
-            "unable to create new content in namespace {namespace} because it is being terminated"
-        );
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
         let mut status = Self::forbidden(resource, name, &why);
         if let Some(details) = &mut status.details {
             details.causes.push(Cause {
@@ -231,30 +211,21 @@ impl Status {
     /// 404 of an object.
     #[must_use]
     pub fn not_found(resource: &GroupResource, name: &str) -> Self {
-        Self::new(404, "NotFound", format!("{resource} \"{name}\" not found"))
-            .with(details(resource, name))
+        Self::new(404, "NotFound", format!("{resource} \"{name}\" not found")).with(details(resource, name))
     }
 
     /// 404 of an unknown path below a served group-version.
     #[must_use]
     pub fn unknown_resource() -> Self {
-        Self::new(
-            404,
-            "NotFound",
-            "the server could not find the requested resource",
-        )
-        .with(Details::default())
+        Self::new(404, "NotFound", "the server could not find the requested resource")
+            .with(Details::default())
     }
 
     /// 405.
     #[must_use]
     pub fn method_not_allowed() -> Self {
-        Self::new(
-            405,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        )
-        .with(Details::default())
+        Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+            .with(Details::default())
     }
 
     /// 406; `message` empty gives the usual list of media types.
@@ -282,12 +253,8 @@ impl Status {
     /// 409: `Operation cannot be fulfilled on <resource> "<name>": why`.
     #[must_use]
     pub fn conflict(resource: &GroupResource, name: &str, why: &str) -> Self {
-        Self::new(
-            409,
-            "Conflict",
-            format!("Operation cannot be fulfilled on {resource} \"{name}\": {why}"),
-        )
-        .with(details(resource, name))
+        Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {resource} \"{name}\": {why}"))
+            .with(details(resource, name))
     }
 
     /// 409 of a stale resourceVersion.
@@ -307,27 +274,17 @@ impl Status {
         let message = if let [(manager, field)] = conflicts {
             format!("Apply failed with 1 conflict: conflict with {manager}: {field}")
         } else {
-            let mut managers: Vec<&str> = conflicts
-                .iter()
-                .map(|(manager, _)| manager.as_str())
-                .collect();
+            let mut managers: Vec<&str> = conflicts.iter().map(|(manager, _)| manager.as_str()).collect();
             managers.sort_unstable();
             managers.dedup();
             let mut lines = Vec::new();
             for manager in managers {
                 lines.push(format!("conflicts with {manager}:"));
                 lines.extend(
-                    conflicts
-                        .iter()
-                        .filter(|(m, _)| m == manager)
-                        .map(|(_, field)| format!("- {field}")),
+                    conflicts.iter().filter(|(m, _)| m == manager).map(|(_, field)| format!("- {field}")),
                 );
             }
-            format!(
-                "Apply failed with {} conflicts: {}",
-                conflicts.len(),
-                lines.join("\n")
-            )
+            format!("Apply failed with {} conflicts: {}", conflicts.len(), lines.join("\n"))
         };
         let causes = conflicts
             .iter()
@@ -337,10 +294,7 @@ impl Status {
                 field: field.clone(),
             })
             .collect();
-        Self::new(409, "Conflict", message).with(Details {
-            causes,
-            ..Details::default()
-        })
+        Self::new(409, "Conflict", message).with(Details { causes, ..Details::default() })
     }
 
     /// 410 of a list, with an optional fresh continue token.
@@ -351,30 +305,19 @@ impl Status {
         } else {
             "The resourceVersion for the provided list is too old."
         };
-        Self {
-            continue_token,
-            ..Self::new(410, "Expired", message)
-        }
+        Self { continue_token, ..Self::new(410, "Expired", message) }
     }
 
     /// 410 inside a watch stream (KS §8.4).
     #[must_use]
     pub fn watch_too_old(asked: u64, oldest: u64) -> Self {
-        Self::new(
-            410,
-            "Expired",
-            format!("too old resource version: {asked} ({oldest})"),
-        )
+        Self::new(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
     }
 
     /// 413.
     #[must_use]
     pub fn too_large(limit_bytes: usize) -> Self {
-        Self::new(
-            413,
-            "RequestEntityTooLarge",
-            format!("Request entity too large: limit is {limit_bytes}"),
-        )
+        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit_bytes}"))
     }
 
     /// 415 naming the accepted media types.
@@ -394,11 +337,7 @@ impl Status {
     /// missing resourceVersion pass the plural resource (KS §3.5).
     #[must_use]
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        let subject = if group.is_empty() {
-            kind.to_owned()
-        } else {
-            format!("{kind}.{group}")
-        };
+        let subject = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
         let mut texts: Vec<String> = Vec::new();
         for error in errors {
             let text = error.to_string();
@@ -419,12 +358,7 @@ impl Status {
                 field: e.field.clone(),
             })
             .collect();
-        Self::new(
-            422,
-            "Invalid",
-            format!("{subject} \"{name}\" is invalid: {list}"),
-        )
-        .with(Details {
+        Self::new(422, "Invalid", format!("{subject} \"{name}\" is invalid: {list}")).with(Details {
             name: name.into(),
             group: group.into(),
             kind: kind.into(),
@@ -436,35 +370,20 @@ impl Status {
     /// 422 of an impossible patch.
     #[must_use]
     pub fn rejected() -> Self {
-        Self::new(
-            422,
-            "Invalid",
-            "the server rejected our request due to an error in our request",
-        )
-        .with(Details::default())
+        Self::new(422, "Invalid", "the server rejected our request due to an error in our request")
+            .with(Details::default())
     }
 
     /// 429 with an optional wait in seconds.
     pub fn too_many_requests(message: impl Into<String>, retry_after_seconds: Option<u32>) -> Self {
-        Self::new(429, "TooManyRequests", message).with(Details {
-            retry_after_seconds,
-            ..Details::default()
-        })
+        Self::new(429, "TooManyRequests", message).with(Details { retry_after_seconds, ..Details::default() })
     }
 
     /// 500.
     #[must_use]
     pub fn internal(message: &str) -> Self {
-        Self::new(
-            500,
-            "InternalError",
-            format!("Internal error occurred: {message}"),
-        )
-        .with(Details {
-            causes: vec![Cause {
-                message: message.to_owned(),
-                ..Cause::default()
-            }],
+        Self::new(500, "InternalError", format!("Internal error occurred: {message}")).with(Details {
+            causes: vec![Cause { message: message.to_owned(), ..Cause::default() }],
             ..Details::default()
         })
     }
@@ -472,20 +391,16 @@ impl Status {
     /// 504: a resourceVersion of the future.
     #[must_use]
     pub fn future_version(asked: u64, current: u64) -> Self {
-        Self::new(
-            504,
-            "Timeout",
-            format!("Timeout: Too large resource version: {asked}, current: {current}"),
-        )
-        .with(Details {
-            causes: vec![Cause {
-                reason: "ResourceVersionTooLarge".into(),
-                message: "Too large resource version".into(),
-                field: String::new(),
-            }],
-            retry_after_seconds: Some(1),
-            ..Details::default()
-        })
+        Self::new(504, "Timeout", format!("Timeout: Too large resource version: {asked}, current: {current}"))
+            .with(Details {
+                causes: vec![Cause {
+                    reason: "ResourceVersionTooLarge".into(),
+                    message: "Too large resource version".into(),
+                    field: String::new(),
+                }],
+                retry_after_seconds: Some(1),
+                ..Details::default()
+            })
     }
 
     /// Adds a cause.
@@ -512,12 +427,9 @@ fn details(resource: &GroupResource, name: &str) -> Details {
 impl Details {
     fn to_value(&self) -> Value {
         let mut out = Map::new();
-        for (key, text) in [
-            ("name", &self.name),
-            ("group", &self.group),
-            ("kind", &self.kind),
-            ("uid", &self.uid),
-        ] {
+        for (key, text) in
+            [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)]
+        {
             if !text.is_empty() {
                 out.insert(key.into(), json!(text));
             }
@@ -536,11 +448,7 @@ impl Details {
 impl Cause {
     fn to_value(&self) -> Value {
         let mut out = Map::new();
-        for (key, text) in [
-            ("reason", &self.reason),
-            ("message", &self.message),
-            ("field", &self.field),
-        ] {
+        for (key, text) in [("reason", &self.reason), ("message", &self.message), ("field", &self.field)] {
             if !text.is_empty() {
                 out.insert(key.into(), json!(text));
             }

@@ -27,10 +27,7 @@ pub fn pod_create(pod: &mut Value, facts: PodFacts<'_>) -> Result<(), Status> {
 /// Name of the ServiceAccount a pod wants.
 #[must_use]
 pub fn service_account_of(pod: &Value) -> &str {
-    pod["spec"]["serviceAccountName"]
-        .as_str()
-        .filter(|n| !n.is_empty())
-        .unwrap_or("default")
+    pod["spec"]["serviceAccountName"].as_str().filter(|n| !n.is_empty()).unwrap_or("default")
 }
 
 /// New node: taint `node.kubernetes.io/not-ready:NoSchedule`.

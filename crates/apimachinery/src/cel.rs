@@ -1,1 +1,0 @@
-//! `x-kubernetes-validations` on the `cel` crate (KS §11.4).
