@@ -68,10 +68,10 @@ impl Guest {
         let (send, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {
-                if let Ok(n) = line.trim().parse::<u64>() {
-                    if send.send((Instant::now(), n)).is_err() {
-                        return;
-                    }
+                if let Ok(n) = line.trim().parse::<u64>()
+                    && send.send((Instant::now(), n)).is_err()
+                {
+                    return;
                 }
             }
         });

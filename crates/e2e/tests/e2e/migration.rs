@@ -1,0 +1,110 @@
+//! Live moves: same guest, same address, same connections; call-offs; one at a time.
+
+use anyhow::{Result, ensure};
+use holdfast_e2e::{Home, manifests, s, wait_for};
+
+use crate::support::*;
+
+fn vmop_phase(home: &Home, name: &str, wanted: &str) -> Result<()> {
+    home.wait_field(&format!("vmop {name}"), "/status/phase", wanted, BOOT)
+}
+
+// MM-O1 MM-O27 MM-S2 MM-S6 MM-O13 MM-O21
+#[test]
+fn evict_moves_a_guest_that_does_not_notice() -> Result<()> {
+    let home = Home::up(3)?;
+    create_vms(&home, &["linux-vm"], "")?;
+    let guest = wait_ready(&home, "linux-vm")?;
+    let boot = guest.boot_id()?;
+    guest.run("dd if=/dev/urandom of=/dev/shm/memory bs=1M count=32 2>/dev/null")?;
+    let sum = guest.run("sha256sum /dev/shm/memory")?;
+    let mut counter = guest.counter()?;
+    counter.goes_on(5, SOON)?;
+
+    let source = node_of(&home, "linux-vm");
+    let watch = Watch::start(&home, &["get", "vm", "-w"])?;
+    home.apply(&manifests::vmop("migrate-linux-vm-1", "linux-vm", "Evict"))?;
+    vmop_phase(&home, "migrate-linux-vm-1", "Completed")?;
+    let target = node_of(&home, "linux-vm");
+    ensure!(target != source && !target.is_empty(), "from {source} to {target}");
+
+    // The session lives on: no number lost, none twice.
+    counter.goes_on(20, s(20))?;
+    ensure!(guest.boot_id()? == boot, "the guest has booted again");
+    ensure!(guest.run("sha256sum /dev/shm/memory")? == sum, "memory differs");
+    ensure!(guest.run("sudo sh -c 'echo still > /root/f && sync && cat /root/f'")? == "still", "disk");
+
+    // The seeds' output: Running (old), Migrating (old), Running (new), one address.
+    wait_for("the watch shows the new node", SOON, || {
+        let lines = watch.lines();
+        if lines.last().is_some_and(|l| l.contains("Running") && l.contains(&target)) {
+            Ok(())
+        } else {
+            Err(lines.join("\n"))
+        }
+    })?;
+    let lines: Vec<String> = watch.lines().split_off(1);
+    ensure!(lines.iter().all(|l| l.contains(&guest.address)), "an address changed:\n{}", lines.join("\n"));
+    let phases = watch.column("PHASE");
+    ensure!(phases == ["Running", "Migrating", "Running"], "{phases:?}");
+    let migrating = lines.iter().filter(|l| l.contains("Migrating"));
+    ensure!(migrating.clone().count() >= 1 && migrating.clone().all(|l| l.contains(&source)));
+
+    // MM-S6: nothing is left on the source; one QEMU in all.
+    wait_for("one QEMU", SOON, || {
+        let all = home.pids(&["qemu-system-x86_64"]);
+        if all.len() == 1 { Ok(()) } else { Err(format!("{all:?}")) }
+    })?;
+    let state = home.get("vm linux-vm").unwrap_or_default()["status"]["migrationState"].clone();
+    ensure!(state["result"] == "Succeeded" && state["source"]["node"] == source.as_str(), "{state}");
+
+    // MM-O21, then MM-O2: by command, back or on.
+    home.k(&["delete", "vmop", "migrate-linux-vm-1"])?;
+    ensure!(node_of(&home, "linux-vm") == target);
+    home.d8(&["v", "evict", "linux-vm", "--wait"])?;
+    ensure!(node_of(&home, "linux-vm") != target);
+    counter.goes_on(20, s(20))?;
+    ensure!(guest.boot_id()? == boot);
+    Ok(())
+}
+
+// MM-O16 MM-O17 MM-O25
+#[test]
+fn deleting_the_operation_calls_the_move_off() -> Result<()> {
+    let home = Home::up(2)?;
+    create_vms(&home, &["v"], "")?;
+    let guest = wait_ready(&home, "v")?;
+    let boot = guest.boot_id()?;
+    let source = node_of(&home, "v");
+    let mut counter = guest.counter()?;
+    for round in 0..3 {
+        let name = format!("evict-{round}");
+        home.apply(&manifests::vmop(&name, "v", "Evict"))?;
+        // Each round a little later in the move.
+        let reached = ["Pending", "InProgress", "InProgress"][round];
+        let _ = wait_for("the move has begun", s(5), || {
+            let now = home.field(&format!("vmop {name}"), "/status/phase");
+            if now == reached || now == "Completed" { Ok(()) } else { Err(now) }
+        });
+        if round == 2 {
+            let _ = home.wait_phase("v", "Migrating", s(5));
+        }
+        home.k(&["delete", "vmop", &name])?;
+        home.wait_gone(&format!("vmop {name}"), SOON)?;
+        home.wait_phase("v", "Running", SOON)?;
+        counter.goes_on(10, s(20))?;
+        ensure!(guest.boot_id()? == boot);
+        if node_of(&home, "v") != source {
+            // It was over before the call-off: that is allowed (MM-O20), and the guest is unharmed.
+            return Ok(());
+        }
+        wait_for("one launcher", SOON, || match launchers(&home, "v") {
+            Ok(l) if l.len() == 1 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+    }
+    home.apply(&manifests::vmop("evict-last", "v", "Evict"))?;
+    vmop_phase(&home, "evict-last", "Completed")?;
+    ensure!(guest.boot_id()? == boot && node_of(&home, "v") != source);
+    Ok(())
+}

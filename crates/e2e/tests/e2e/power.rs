@@ -1,0 +1,135 @@
+//! Stop, start, restart: by operation, by command, from inside, by accident, by policy.
+
+use anyhow::{Result, ensure};
+use holdfast_e2e::home::contains;
+use holdfast_e2e::{Home, manifests, wait_for};
+
+use crate::support::*;
+
+fn vmop_phase(home: &Home, name: &str, wanted: &str) -> Result<()> {
+    home.wait_field(&format!("vmop {name}"), "/status/phase", wanted, BOOT)
+}
+
+fn completed_reason(home: &Home, vmop: &str) -> String {
+    let object = home.get(&format!("vmop {vmop}")).unwrap_or_default();
+    let list = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = list.iter().find(|c| c["type"] == "Completed");
+    found.and_then(|c| c["reason"].as_str()).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn operations_and_guest_power() -> Result<()> {
+    let home = Home::up(2)?;
+    create_vms(&home, &["v"], "")?;
+    let guest = wait_ready(&home, "v")?;
+    let first_pod = launchers(&home, "v")?;
+
+    // VL-P12
+    home.apply(&manifests::vmop("start-running", "v", "Start"))?;
+    vmop_phase(&home, "start-running", "Failed")?;
+    ensure!(completed_reason(&home, "start-running") == "NotApplicableForVirtualMachinePhase");
+    // VL-P14 MM-O4
+    home.apply(&manifests::vmop("nobody", "no-such-vm", "Stop"))?;
+    vmop_phase(&home, "nobody", "Failed")?;
+    ensure!(completed_reason(&home, "nobody") == "VirtualMachineNotFound");
+
+    // VL-L10: reboot from inside is a new start with the same address; never Stopped.
+    let boot = guest.boot_id()?;
+    let watch = Watch::start(&home, &["get", "vm", "v", "-w"])?;
+    // The connection ends with the guest.
+    let _ = guest.run("sudo reboot");
+    wait_for("another boot", BOOT, || match guest.boot_id() {
+        Ok(now) if now != boot => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    home.wait_phase("v", "Running", BOOT)?;
+    ensure!(!watch.column("PHASE").contains(&"Stopped".to_owned()), "{:?}", watch.lines());
+    ensure!(guest_of(&home, "v")?.address == guest.address);
+    ensure!(launchers(&home, "v")? != first_pod, "the launcher pod is still {first_pod:?}");
+    drop(watch);
+
+    // VL-L11: QEMU killed.
+    let boot = guest.boot_id()?;
+    let qemu = home.pids(&["qemu-system-x86_64"]);
+    ensure!(qemu.len() == 1, "QEMU processes: {qemu:?}");
+    home.kill9(qemu[0])?;
+    wait_for("a boot after the kill", BOOT, || match guest.boot_id() {
+        Ok(now) if now != boot => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    home.wait_phase("v", "Running", BOOT)?;
+
+    // VL-P8
+    home.apply(&manifests::vmop("stop-1", "v", "Stop"))?;
+    vmop_phase(&home, "stop-1", "Completed")?;
+    home.wait_phase("v", "Stopped", SOON)?;
+    ensure!(launchers(&home, "v")?.is_empty());
+    ensure!(node_of(&home, "v").is_empty(), "a stopped VM has no node");
+    // VL-P13 MM-O5
+    home.apply(&manifests::vmop("evict-stopped", "v", "Evict"))?;
+    vmop_phase(&home, "evict-stopped", "Failed")?;
+    ensure!(completed_reason(&home, "evict-stopped") == "NotApplicableForVirtualMachinePhase");
+    // VL-G5
+    ensure!(home.condition("vm v", "AgentReady").is_empty());
+    // VL-P10
+    home.apply(&manifests::vmop("start-1", "v", "Start"))?;
+    vmop_phase(&home, "start-1", "Completed")?;
+    ensure!(home.field("vm v", "/status/phase") == "Running");
+    wait_ready(&home, "v")?;
+
+    // VL-L9: poweroff from inside.
+    let _ = guest.run("sudo poweroff");
+    home.wait_phase("v", "Stopped", SOON)?;
+    let events = home.k(&["get", "events", "--field-selector", "involvedObject.name=v"])?;
+    contains(&events, "Stopped")?;
+
+    // The commands, and VL-P11: a restart is complete when a new instance runs.
+    home.d8(&["v", "start", "v"])?;
+    wait_ready(&home, "v")?;
+    let before = launchers(&home, "v")?;
+    home.apply(&manifests::vmop("restart-1", "v", "Restart"))?;
+    vmop_phase(&home, "restart-1", "Completed")?;
+    ensure!(home.field("vm v", "/status/phase") == "Running" && launchers(&home, "v")? != before);
+    home.d8(&["v", "stop", "v"])?;
+    home.wait_phase("v", "Stopped", BOOT)?;
+    Ok(())
+}
+
+#[test]
+fn policies() -> Result<()> {
+    let home = Home::up(1)?;
+    home.apply(&(manifests::demo_image() + &manifests::disk("m-root") + &manifests::disk("off-root")))?;
+    // VL-P1 VL-P2
+    home.apply(&manifests::vm("m", "  runPolicy: Manual"))?;
+    home.apply(&manifests::vm("off", "  runPolicy: AlwaysOff"))?;
+    home.wait_phase("m", "Stopped", SOON)?;
+    home.wait_phase("off", "Stopped", SOON)?;
+    ensure!(launchers(&home, "m")?.is_empty() && launchers(&home, "off")?.is_empty());
+    // VL-P5
+    home.apply(&manifests::vmop("off-start", "off", "Start"))?;
+    vmop_phase(&home, "off-start", "Failed")?;
+    ensure!(completed_reason(&home, "off-start") == "NotApplicableForVirtualMachineRunPolicy");
+
+    home.d8(&["v", "start", "m"])?;
+    wait_ready(&home, "m")?;
+    // VL-L12
+    let qemu = home.pids(&["qemu-system-x86_64"]);
+    ensure!(qemu.len() == 1, "QEMU processes: {qemu:?}");
+    home.kill9(qemu[0])?;
+    home.wait_phase("m", "Stopped", SOON)?;
+    // VL-P19
+    let on = r#"{"spec":{"runPolicy":"AlwaysOn"}}"#;
+    home.k(&["patch", "vm", "m", "--type=merge", "-p", on])?;
+    let guest = wait_ready(&home, "m")?;
+    // VL-P4
+    home.apply(&manifests::vmop("on-stop", "m", "Stop"))?;
+    vmop_phase(&home, "on-stop", "Failed")?;
+    ensure!(completed_reason(&home, "on-stop") == "NotApplicableForVirtualMachineRunPolicy");
+    // VL-P3
+    let boot = guest.boot_id()?;
+    let _ = guest.run("sudo poweroff");
+    wait_for("a boot after the poweroff", BOOT, || match guest.boot_id() {
+        Ok(now) if now != boot => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+}
