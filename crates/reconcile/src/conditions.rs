@@ -1,5 +1,6 @@
-//! Conditions whose transition time moves only when their status flips.
+//! Conditions whose transition time moves only when their status or reason changes (api.md §0.4).
 
+use holdfast_api::condition::{ConditionKind, Status};
 use holdfast_env::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -61,7 +62,7 @@ impl<'a> Conditions<'a> {
     ) -> &mut Self {
         let (type_, status) = (type_.as_ref(), status.into().as_str());
         let since = condition(self.old, type_)
-            .filter(|old| old.status == status)
+            .filter(|old| old.status == status && old.reason == reason.as_ref())
             .map_or(Time(self.now), |old| old.last_transition_time.clone());
         let new = Condition {
             type_: type_.to_owned(),
@@ -76,6 +77,16 @@ impl<'a> Conditions<'a> {
             None => self.set.push(new),
         }
         self
+    }
+
+    /// Sets a condition of a known kind to one of its legal values.
+    pub fn is<K: ConditionKind>(&mut self, value: K, message: impl Into<String>) -> &mut Self {
+        let status = match value.status() {
+            Status::True => Tri::True,
+            Status::False => Tri::False,
+            Status::Unknown => Tri::Unknown,
+        };
+        self.set(K::TYPE, status, value.reason(), message)
     }
 
     /// Keeps the old condition of this type as it is, if there is one.
@@ -122,15 +133,18 @@ mod tests {
     }
 
     #[test]
-    fn the_transition_time_moves_only_when_the_status_flips() {
+    fn the_transition_time_moves_only_when_status_or_reason_changes() {
         let mut first = Conditions::carry(&[], Some(1), at(10));
         first.set("Ready", false, "Waiting", "A.");
         let first = first.finish();
         let mut same = Conditions::carry(&first, Some(2), at(20));
-        same.set("Ready", false, "StillWaiting", "B.");
+        same.set("Ready", false, "Waiting", "B.");
         let same = same.finish();
         assert_eq!(same[0].last_transition_time.0, at(10));
-        assert_eq!((same[0].reason.as_str(), same[0].observed_generation), ("StillWaiting", Some(2)));
+        assert_eq!((same[0].reason.as_str(), same[0].observed_generation), ("Waiting", Some(2)));
+        let mut other = Conditions::carry(&same, Some(2), at(25));
+        other.set("Ready", false, "Broken", "C.");
+        assert_eq!(other.finish()[0].last_transition_time.0, at(25));
         let mut flipped = Conditions::carry(&same, Some(2), at(30));
         flipped.set("Ready", true, "Ready", "");
         let flipped = flipped.finish();

@@ -14,7 +14,8 @@
 //! - [`Plan`]: at most one status change of the controller's own object, then effects in order,
 //!   then an instant at which to look again, and the reasons ([`Why`]).
 //! - [`Effect`]: create, patch, delete, event. Every one is guarded and idempotent.
-//! - [`Conditions`]: conditions whose transition time moves only when their status flips.
+//! - [`Conditions`]: conditions whose transition time moves only when status or reason
+//!   changes.
 //! - [`Runtime`]: runs controllers while this process is the leader ([`lease`]).
 //!
 //! Rules: `plan` sees no clock, no client, no randomness (INV-9). Status is written first, it is
