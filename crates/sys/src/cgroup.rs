@@ -228,6 +228,19 @@ impl Cgroup {
         self.v2.as_ref().is_some_and(|dir| write(&dir.join(v2), v2_value).is_ok())
     }
 
+    /// Whether the kernel killed a process of the group for want of memory. Best effort.
+    #[must_use]
+    pub fn was_out_of_memory(&self) -> bool {
+        let count = |path: PathBuf, key: &str| {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+            line.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
+        };
+        let old = self.v1.iter().find(|(name, _)| name == "memory");
+        old.is_some_and(|(_, dir)| count(dir.join("memory.oom_control"), "oom_kill ") > 0)
+            || self.v2.as_ref().is_some_and(|dir| count(dir.join("memory.events"), "oom_kill ") > 0)
+    }
+
     /// Removes the group and what is below it. A missing group is success.
     ///
     /// # Errors

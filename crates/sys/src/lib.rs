@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 #![cfg(target_os = "linux")]
 
+pub mod asyncfd;
 pub mod cgroup;
 pub mod durable;
 pub mod fdpass;
