@@ -64,14 +64,46 @@ pub struct ModuleConfigStatus {
     pub message: Option<String>,
 }
 
-/// Settings of the ModuleConfig `virtualization`. Keys not listed here are not built yet and are
-/// refused by admission.
+/// Settings of the ModuleConfig `virtualization`. Keys not in [`KNOWN_SETTINGS`] are not built yet
+/// and are refused by admission.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct VirtualizationSettings {
     /// Subnets of VM addresses, IPv4 in CIDR notation.
     #[serde(rename = "virtualMachineCIDRs", default)]
     pub virtual_machine_cidrs: Vec<String>,
+    /// Seconds that a released address stays with its namespace; default [`LEASE_RETENTION_S`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_retention_seconds: Option<i64>,
+}
+
+/// Keys of [`VirtualizationSettings`].
+pub const KNOWN_SETTINGS: [&str; 2] = ["virtualMachineCIDRs", "addressRetentionSeconds"];
+
+/// Seconds that a released address stays with its namespace, unless set otherwise (seed 004).
+pub const LEASE_RETENTION_S: i64 = 600;
+
+impl VirtualizationSettings {
+    /// The settings among all ModuleConfigs; defaults where the object is absent or unreadable
+    /// (admission lets no unreadable one in).
+    pub fn find<'c>(configs: impl IntoIterator<Item = &'c ModuleConfig>) -> Self {
+        let ours = configs
+            .into_iter()
+            .find(|config| config.metadata.name.as_deref() == Some(crate::names::MODULE_CONFIG));
+        ours.and_then(|config| config.spec.settings.clone())
+            .and_then(|settings| serde_json::from_value(settings).ok())
+            .unwrap_or_default()
+    }
+
+    /// The subnets that can be read, in the order given.
+    pub fn subnets(&self) -> Vec<Subnet> {
+        self.virtual_machine_cidrs.iter().filter_map(|text| Subnet::parse(text).ok()).collect()
+    }
+
+    /// Seconds that a released address stays with its namespace.
+    pub fn lease_retention_s(&self) -> i64 {
+        self.address_retention_seconds.unwrap_or(LEASE_RETENTION_S).max(0)
+    }
 }
 
 /// An IPv4 subnet.
@@ -127,15 +159,24 @@ impl Subnet {
         u32::from(address) & Self::mask(self.prefix) == u32::from(self.network)
     }
 
-    /// True if a VM may have the address: inside, and neither the first nor the last.
+    /// True if a VM may have the address: inside, and neither the first nor the last. The one
+    /// address of a /32 is usable (vm-lifecycle.md §9.1).
     pub fn is_usable(self, address: Ipv4Addr) -> bool {
+        if self.prefix == 32 {
+            return self.contains(address);
+        }
         let offset = u64::from(u32::from(address)).wrapping_sub(u64::from(u32::from(self.network)));
         self.contains(address) && offset != 0 && offset + 1 != self.size()
     }
 
     /// Number of addresses VMs may have.
     pub const fn usable(self) -> u64 {
-        self.size().saturating_sub(2)
+        if self.prefix == 32 { 1 } else { self.size().saturating_sub(2) }
+    }
+
+    /// True if the two have an address in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.network) || other.contains(self.network)
     }
 
     /// The `n`-th usable address, counted from 0; `None` beyond the end.
@@ -143,7 +184,7 @@ impl Subnet {
         if n >= self.usable() {
             return None;
         }
-        let offset = u32::try_from(n + 1).ok()?;
+        let offset = if self.prefix == 32 { 0 } else { u32::try_from(n + 1).ok()? };
         u32::from(self.network).checked_add(offset).map(Ipv4Addr::from)
     }
 }
@@ -175,7 +216,9 @@ mod tests {
             assert_eq!(net.is_usable(address.parse().unwrap()), usable, "{address}");
         }
         assert_eq!(Subnet::parse("10.0.0.4/31").unwrap().usable(), 0);
-        assert_eq!(Subnet::parse("10.0.0.4/32").unwrap().usable(), 0);
+        let one = Subnet::parse("10.0.0.4/32").unwrap();
+        assert_eq!((one.usable(), one.nth_usable(0)), (1, Some(Ipv4Addr::new(10, 0, 0, 4))));
+        assert!(one.is_usable(Ipv4Addr::new(10, 0, 0, 4)));
     }
 
     #[test]
