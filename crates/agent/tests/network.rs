@@ -66,7 +66,13 @@ fn settings() -> Settings {
 }
 
 fn nic() -> GuestNic {
-    GuestNic { instance_uid: UID.into(), mac: GUEST_MAC, address: GUEST, host_name: "linux-vm".into() }
+    GuestNic {
+        instance_uid: UID.into(),
+        pod_uid: "p".into(),
+        mac: GUEST_MAC,
+        address: GUEST,
+        host_name: "linux-vm".into(),
+    }
 }
 
 fn vm(node: &str, moving: bool) -> Vm {
@@ -260,7 +266,7 @@ fn routes_follow_the_guest_on_both_sides_of_a_move() {
         assert_eq!(routes(), [here.as_str()], "flipped in the API");
 
         drop(guest);
-        network.unplug(UID).await.unwrap();
+        network.unplug(UID, "p").await.unwrap();
         assert!(routes().is_empty());
         assert!(!ip("-o link show").contains(TAP));
     });

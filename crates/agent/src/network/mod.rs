@@ -51,6 +51,8 @@ pub struct Settings {
 pub struct GuestNic {
     /// uid of the Instance.
     pub instance_uid: String,
+    /// uid of the launcher pod that holds the tap.
+    pub pod_uid: String,
     /// Hardware address.
     pub mac: Mac,
     /// Address.
@@ -236,20 +238,26 @@ impl Network {
         Ok(filter::load(&self.settings.table, &rules).await?)
     }
 
-    /// Whether the guest's tap is in our charge.
-    pub fn has(&self, instance_uid: &str) -> bool {
-        self.state.lock().guests.contains_key(instance_uid)
+    /// Whether the guest's tap is in our charge, held by this pod.
+    pub fn has(&self, instance_uid: &str, pod_uid: &str) -> bool {
+        self.state.lock().guests.get(instance_uid).is_some_and(|guest| guest.nic.pod_uid == pod_uid)
     }
 
     /// Lets go of a guest whose launcher has ended: responder, filter, route, and the tap if it is
-    /// still there. Letting go twice is success.
+    /// still there. Does nothing when the VM is plugged for another pod by now, or not at all.
     ///
     /// # Errors
     /// A step failed; call again.
-    pub async fn unplug(&self, instance_uid: &str) -> Result<(), NetworkError> {
+    pub async fn unplug(&self, instance_uid: &str, pod_uid: &str) -> Result<(), NetworkError> {
         let _guard = self.plugging.lock().await;
         let tap = tap_name(instance_uid);
-        drop(self.state.lock().guests.remove(instance_uid));
+        {
+            let mut state = self.state.lock();
+            if state.guests.get(instance_uid).is_none_or(|guest| guest.nic.pod_uid != pod_uid) {
+                return Ok(());
+            }
+            drop(state.guests.remove(instance_uid));
+        }
         let mut links = self.netlink.links().await?;
         self.load_filter(&links).await?;
         if let Some(link) = links.remove(&tap) {

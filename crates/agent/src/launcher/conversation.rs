@@ -1,0 +1,216 @@
+//! One connection to one launcher: requests with their answers, and the launcher's own events.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use holdfast_wire::launcher::{Answer, Body, Event, FromLauncher, Request, ToLauncher};
+use holdfast_wire::unix::Conn;
+use holdfast_wire::{Id, OLDEST, VERSION};
+use parking_lot::Mutex;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+
+/// Talking to a launcher failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TalkError {
+    /// Nobody listens, or the connection broke.
+    #[error("the connection to the launcher is gone")]
+    Gone,
+    /// Its socket cannot be reached.
+    #[error("the launcher's socket cannot be reached")]
+    Connect(#[source] std::io::Error),
+    /// A frame could not be sent or read.
+    #[error("the launcher's socket")]
+    Frame(#[from] holdfast_wire::frame::Error),
+    /// It said no.
+    #[error("the launcher refused: {0}")]
+    Refused(String),
+    /// No answer within the time.
+    #[error("the launcher did not answer within {0:?}")]
+    Late(Duration),
+    /// It speaks no common version, or answered what was not asked.
+    #[error("the launcher answered out of turn: {0}")]
+    Nonsense(String),
+}
+
+/// An answer with the descriptors that came along.
+pub type Answered = (Answer, Vec<OwnedFd>);
+
+type Waiting = Arc<Mutex<Option<BTreeMap<u64, oneshot::Sender<Answered>>>>>;
+
+/// A connection to a launcher. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct Conversation {
+    conn: Arc<Conn>,
+    waiting: Waiting,
+    next: AtomicU64,
+    id: Id,
+    reader: tokio::task::AbortHandle,
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// Longest wait for an answer that involves no start of QEMU.
+pub const PROMPT: Duration = Duration::from_secs(10);
+/// Longest wait for QEMU to be ready: firmware, memory and disk locks on a busy machine.
+pub const PREPARE: Duration = Duration::from_secs(120);
+
+impl Conversation {
+    /// Connects, learns from the first event whom the launcher serves, and agrees on a version.
+    /// Returns the events as they come; the channel closes with the connection.
+    ///
+    /// # Errors
+    /// Nobody listens at the socket, or what listens does not talk like a launcher.
+    pub async fn open(socket: &Path) -> Result<(Self, mpsc::Receiver<Event>, Hello), TalkError> {
+        let stream = holdfast_sys::unixat::connect(socket).map_err(TalkError::Connect)?;
+        stream.set_nonblocking(true).map_err(TalkError::Connect)?;
+        let stream = UnixStream::from_std(stream).map_err(TalkError::Connect)?;
+        let conn = Arc::new(Conn::new(stream));
+        let first =
+            tokio::time::timeout(PROMPT, receive(&conn)).await.map_err(|_| TalkError::Late(PROMPT))?;
+        let (first, _) = first?.ok_or(TalkError::Gone)?;
+        let waiting: Waiting = Arc::new(Mutex::new(Some(BTreeMap::new())));
+        let (events, receiver) = mpsc::channel(64);
+        let id = first.id.clone();
+        let reader = tokio::spawn(read(conn.clone(), waiting.clone(), events, first)).abort_handle();
+        let conversation = Self { conn, waiting, next: AtomicU64::new(1), id, reader };
+        let hello = conversation.hello().await?;
+        Ok((conversation, receiver, hello))
+    }
+
+    /// Whom the launcher serves.
+    pub fn id(&self) -> &Id {
+        &self.id
+    }
+
+    async fn hello(&self) -> Result<Hello, TalkError> {
+        let versions = (OLDEST..=VERSION).rev().collect();
+        match self.ask(Request::Hello { versions }, &[], PROMPT).await? {
+            (Answer::Hello { version, qemu_version }, _) if (OLDEST..=VERSION).contains(&version) => {
+                Ok(Hello { qemu_version })
+            }
+            (other, _) => Err(TalkError::Nonsense(format!("{other:?} to Hello"))),
+        }
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// The launcher refuses, is gone, or does not answer within `limit`.
+    pub async fn ask(
+        &self,
+        request: Request,
+        fds: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<Answered, TalkError> {
+        let seq = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        match self.waiting.lock().as_mut() {
+            Some(waiting) => waiting.insert(seq, sender),
+            None => return Err(TalkError::Gone),
+        };
+        let frame = ToLauncher { v: VERSION, seq, id: self.id.clone(), request, fds: fds.len() };
+        self.conn.send(&frame, fds).await?;
+        let answer = tokio::time::timeout(limit, receiver).await;
+        if let Some(waiting) = self.waiting.lock().as_mut() {
+            waiting.remove(&seq);
+        }
+        match answer {
+            Err(_) => Err(TalkError::Late(limit)),
+            Ok(Err(_)) => Err(TalkError::Gone),
+            Ok(Ok((Answer::Refused { why }, _))) => Err(TalkError::Refused(why)),
+            Ok(Ok(answered)) => Ok(answered),
+        }
+    }
+
+    /// Asks for something that is simply done.
+    ///
+    /// # Errors
+    /// As [`Self::ask`]; an answer other than Done is nonsense.
+    pub async fn order(
+        &self,
+        request: Request,
+        tap: Option<&OwnedFd>,
+        limit: Duration,
+    ) -> Result<(), TalkError> {
+        let fds: Vec<BorrowedFd<'_>> = tap.iter().map(|fd| fd.as_fd()).collect();
+        match self.ask(request, &fds, limit).await? {
+            (Answer::Done, _) => Ok(()),
+            (other, _) => Err(TalkError::Nonsense(format!("{other:?}"))),
+        }
+    }
+
+    /// Opens a byte stream to the guest.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn open_stream(
+        &self,
+        kind: holdfast_wire::launcher::StreamKind,
+    ) -> Result<UnixStream, TalkError> {
+        match self.ask(Request::OpenStream(kind), &[], PROMPT).await? {
+            (Answer::Stream, mut fds) if fds.len() == 1 => {
+                let stream = std::os::unix::net::UnixStream::from(fds.remove(0));
+                stream.set_nonblocking(true).map_err(TalkError::Connect)?;
+                UnixStream::from_std(stream).map_err(TalkError::Connect)
+            }
+            (other, fds) => Err(TalkError::Nonsense(format!("{other:?} with {} descriptors", fds.len()))),
+        }
+    }
+}
+
+/// What a launcher said about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Version of QEMU it would start.
+    pub qemu_version: String,
+}
+
+async fn receive(conn: &Conn) -> Result<Option<(FromLauncher, Vec<OwnedFd>)>, TalkError> {
+    Ok(conn.receive(|message: &FromLauncher| message.fds).await?)
+}
+
+async fn read(conn: Arc<Conn>, waiting: Waiting, events: mpsc::Sender<Event>, first: FromLauncher) {
+    let id = first.id.clone();
+    let mut next = Some((first, vec![]));
+    loop {
+        let (message, fds) = match next.take() {
+            Some(message) => message,
+            None => match receive(&conn).await {
+                Ok(Some(message)) => message,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(%id, %error, "the connection to a launcher ended");
+                    break;
+                }
+            },
+        };
+        if message.id != id {
+            tracing::error!(%id, got = %message.id, "a launcher changed its identity; closing the connection");
+            break;
+        }
+        match message.body {
+            Body::Answer { seq, answer } => {
+                let waiter = waiting.lock().as_mut().and_then(|waiting| waiting.remove(&seq));
+                // Nobody waits any more when the answer is late; repeating the request is harmless.
+                if let Some(waiter) = waiter {
+                    let _ = waiter.send((answer, fds));
+                }
+            }
+            Body::Event(event) => {
+                if events.send(event).await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    waiting.lock().take();
+}

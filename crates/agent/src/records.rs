@@ -1,0 +1,147 @@
+//! What can be known for certain about a launcher from its pod's directory and processes, whether or
+//! not it still talks: its records, and whether any process of it is left.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use holdfast_api::names::launcher_pod::RUN_VOLUME;
+use holdfast_wire::launcher::{
+    ExitRecord, RECORD_CONTINUING, RECORD_EXIT, RECORD_RIGHT, RECORD_STARTED, SOCKET,
+};
+use holdfast_wire::peer::Records;
+
+/// The pods of one node on disk.
+#[derive(Debug, Clone)]
+pub struct PodsDir {
+    dir: PathBuf,
+    cgroup_prefix: Option<String>,
+}
+
+/// What the records in a pod's `run` volume say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OnDisk {
+    /// QEMU was, or was about to be, started.
+    pub started: bool,
+    /// This source gave up its right to run.
+    pub gave_up: bool,
+    /// This target began to continue the guest.
+    pub continuing: bool,
+    /// How QEMU ended.
+    pub exit: Option<ExitRecord>,
+}
+
+impl PodsDir {
+    /// The pods below `dir`, whose control groups are `<prefix>/<pod uid>`.
+    pub fn new(dir: PathBuf, cgroup_prefix: Option<String>) -> Self {
+        Self { dir, cgroup_prefix }
+    }
+
+    /// The `run` volume of a pod.
+    pub fn run(&self, pod_uid: &str) -> PathBuf {
+        self.dir.join(pod_uid).join("volumes/kubernetes.io~empty-dir").join(RUN_VOLUME)
+    }
+
+    /// The launcher's socket of a pod.
+    pub fn socket(&self, pod_uid: &str) -> PathBuf {
+        self.run(pod_uid).join(SOCKET)
+    }
+
+    /// A volume of the pod by name, whatever its kind.
+    pub fn volume(&self, pod_uid: &str, name: &str) -> Option<PathBuf> {
+        let kinds = std::fs::read_dir(self.dir.join(pod_uid).join("volumes")).ok()?;
+        kinds.flatten().map(|kind| kind.path().join(name)).find(|path| path.exists())
+    }
+
+    /// uids of the pods that have a launcher's `run` volume.
+    ///
+    /// # Errors
+    /// The directory cannot be read; a missing one has no pods.
+    pub fn launchers(&self) -> io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            other => holdfast_sys::context(other, || format!("read {}", self.dir.display()))?,
+        };
+        let mut uids: Vec<String> = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|uid| self.run(uid).is_dir())
+            .collect();
+        uids.sort_unstable();
+        Ok(uids)
+    }
+
+    /// Whether the pod's directory exists.
+    pub fn exists(&self, pod_uid: &str) -> bool {
+        self.dir.join(pod_uid).exists()
+    }
+
+    /// Reads the records; none when the volume is gone.
+    ///
+    /// # Errors
+    /// The exit record is there and cannot be read.
+    pub fn on_disk(&self, pod_uid: &str) -> io::Result<Option<OnDisk>> {
+        let run = self.run(pod_uid);
+        if !run.is_dir() {
+            return Ok(None);
+        }
+        let has = |name: &str| run.join(name).exists();
+        Ok(Some(OnDisk {
+            started: has(RECORD_STARTED),
+            gave_up: has(RECORD_RIGHT),
+            continuing: has(RECORD_CONTINUING),
+            exit: exit_record(&run.join(RECORD_EXIT))?,
+        }))
+    }
+
+    /// Whether no process of the pod is left. Unknown (`None`) where control groups are not used.
+    pub fn is_empty(&self, pod_uid: &str) -> Option<bool> {
+        let prefix = self.cgroup_prefix.as_ref()?;
+        let hierarchies = holdfast_sys::cgroup::Hierarchies::detect();
+        if !hierarchies.is_usable() {
+            return None;
+        }
+        match hierarchies.open(&format!("{prefix}/{pod_uid}")) {
+            // The runtime removes the group after its last process.
+            None => Some(true),
+            Some(group) => group.is_empty().ok(),
+        }
+    }
+
+    /// What another agent may be told about a launcher here. `talks`: it is connected right now.
+    pub fn answer(&self, pod_uid: &str, talks: bool) -> Records {
+        let on_disk = self.on_disk(pod_uid).ok().flatten();
+        let ended = !talks && self.has_ended(pod_uid, on_disk.as_ref());
+        let found = on_disk.is_some();
+        let on_disk = on_disk.unwrap_or_default();
+        Records { ended, continued: on_disk.continuing, gave_up: on_disk.gave_up, found }
+    }
+
+    /// Whether the launcher has ended for good: QEMU had been started or an end was recorded, and
+    /// nothing of it is left. A launcher that never got that far has not ended by this rule; its
+    /// pod's phase tells.
+    pub fn has_ended(&self, pod_uid: &str, on_disk: Option<&OnDisk>) -> bool {
+        let past_start = on_disk.is_some_and(|records| records.started || records.exit.is_some());
+        past_start && self.is_gone(pod_uid)
+    }
+
+    /// Whether nothing of the launcher is left (or nothing was started yet).
+    pub fn is_gone(&self, pod_uid: &str) -> bool {
+        self.is_empty(pod_uid).unwrap_or(true) && !self.listens(pod_uid)
+    }
+
+    /// Whether a process listens at the launcher's socket.
+    pub fn listens(&self, pod_uid: &str) -> bool {
+        holdfast_sys::unixat::connect(&self.socket(pod_uid)).is_ok()
+    }
+}
+
+fn exit_record(path: &Path) -> io::Result<Option<ExitRecord>> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => holdfast_sys::context(Err(error), || format!("read {}", path.display())),
+        Ok(bytes) => {
+            holdfast_sys::context(serde_json::from_slice(&bytes), || format!("parse {}", path.display()))
+                .map(Some)
+        }
+    }
+}
