@@ -1,0 +1,245 @@
+//! Watched copies of the objects the loops look at, shared by all of them.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{
+    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
+};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{Lookup, ObjectRef, Store};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+/// Pause after a failed watch: 50 ms doubling to 1 s. The server is on this machine, and everything
+/// waits for these caches after it restarted.
+#[derive(Debug, Default)]
+struct Reconnect(u32);
+
+impl Iterator for Reconnect {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = Duration::from_millis(50) * 2u32.pow(self.0.min(5));
+        self.0 += 1;
+        Some(pause.min(Duration::from_secs(1)))
+    }
+}
+
+impl Backoff for Reconnect {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// State of a cache that its watch task writes and its readers look at.
+#[derive(Debug, Default)]
+struct Link {
+    version: AtomicU64,
+    breaks: AtomicU64,
+    connected: AtomicBool,
+    subscribers: Mutex<Vec<Arc<Notify>>>,
+}
+
+impl Link {
+    fn changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+        for subscriber in self.subscribers.lock().iter() {
+            subscriber.notify_one();
+        }
+    }
+}
+
+/// A watched set of objects of one kind.
+pub(crate) struct Cache<K: Lookup + Clone + 'static>
+where
+    K::DynamicType: Hash + Eq + Clone,
+{
+    store: Store<K>,
+    link: Arc<Link>,
+}
+
+impl<K: Lookup + Clone + 'static> Clone for Cache<K>
+where
+    K::DynamicType: Hash + Eq + Clone,
+{
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), link: self.link.clone() }
+    }
+}
+
+impl<K> Cache<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K::DynamicType: Hash + Eq + Clone + Debug + Unpin + Send + Sync,
+{
+    /// Starts watching in a task of `tasks`. `slim` removes what no loop reads, to save memory.
+    pub(crate) fn start(
+        api: Api<K>,
+        kind: K::DynamicType,
+        config: watcher::Config,
+        tasks: &mut JoinSet<()>,
+        slim: fn(&mut K),
+    ) -> (Self, tokio::task::AbortHandle) {
+        let writer = Writer::new(kind);
+        let cache = Self { store: writer.as_reader(), link: Arc::new(Link::default()) };
+        let link = cache.link.clone();
+        let task = tasks.spawn(async move {
+            let mut events = watcher(api, config)
+                .backoff(Reconnect::default())
+                .modify(move |object| {
+                    object.meta_mut().managed_fields = None;
+                    slim(object);
+                })
+                .reflect(writer)
+                .boxed();
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+                    Ok(watcher::Event::InitDone) => {
+                        link.breaks.fetch_add(1, Ordering::Release);
+                        link.connected.store(true, Ordering::Release);
+                        link.changed();
+                    }
+                    Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) => {
+                        link.connected.store(true, Ordering::Release);
+                        link.changed();
+                    }
+                    Err(error) => {
+                        if link.connected.swap(false, Ordering::AcqRel) {
+                            link.breaks.fetch_add(1, Ordering::Release);
+                        }
+                        tracing::debug!("watch broken, will reconnect: {error}");
+                    }
+                }
+            }
+        });
+        (cache, task)
+    }
+
+    /// Wakes `notify` on every change.
+    pub(crate) fn wakes(&self, notify: &Arc<Notify>) {
+        self.link.subscribers.lock().push(notify.clone());
+    }
+
+    /// Waits until the first list has arrived.
+    pub(crate) async fn ready(&self) -> anyhow::Result<()> {
+        Ok(self.store.wait_until_ready().await?)
+    }
+
+    /// Whether the first list has arrived.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.link.version.load(Ordering::Acquire) > 0
+    }
+
+    /// Grows with every change.
+    pub(crate) fn version(&self) -> u64 {
+        self.link.version.load(Ordering::Acquire)
+    }
+
+    /// Grows whenever changes may have been missed for a while (watch broken, list repeated).
+    pub(crate) fn breaks(&self) -> u64 {
+        self.link.breaks.load(Ordering::Acquire)
+    }
+
+    /// False while the watch is known to be broken.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.link.connected.load(Ordering::Acquire)
+    }
+
+    /// All objects, in no particular order.
+    pub(crate) fn all(&self) -> Vec<Arc<K>> {
+        self.store.state()
+    }
+}
+
+impl<K> Cache<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    /// The object of that name; `namespace` is ignored for cluster-scoped kinds.
+    pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Option<Arc<K>> {
+        let mut key = ObjectRef::<K>::new(name);
+        key.namespace = namespace.map(str::to_owned);
+        self.store.get(&key)
+    }
+
+    fn of(client: &Client, tasks: &mut JoinSet<()>, slim: fn(&mut K)) -> Self {
+        Self::start(Api::all(client.clone()), (), watcher::Config::default(), tasks, slim).0
+    }
+}
+
+/// The caches used by more than one loop, or by one that looks at whole objects.
+pub(crate) struct Caches {
+    pub(crate) pods: Cache<Pod>,
+    pub(crate) nodes: Cache<Node>,
+    pub(crate) node_leases: Cache<Lease>,
+    pub(crate) namespaces: Cache<Namespace>,
+    pub(crate) claims: Cache<PersistentVolumeClaim>,
+    pub(crate) volumes: Cache<PersistentVolume>,
+    pub(crate) classes: Cache<StorageClass>,
+    pub(crate) budgets: Cache<PodDisruptionBudget>,
+    pub(crate) accounts: Cache<ServiceAccount>,
+}
+
+impl Caches {
+    /// Starts all watches.
+    pub(crate) fn start(client: &Client, tasks: &mut JoinSet<()>) -> Self {
+        Self {
+            pods: Cache::of(client, tasks, slim_pod),
+            nodes: Cache::of(client, tasks, slim_node),
+            node_leases: Cache::start(
+                Api::namespaced(client.clone(), "kube-node-lease"),
+                (),
+                watcher::Config::default(),
+                tasks,
+                |_| {},
+            )
+            .0,
+            namespaces: Cache::of(client, tasks, |_| {}),
+            claims: Cache::of(client, tasks, |_| {}),
+            volumes: Cache::of(client, tasks, |_| {}),
+            classes: Cache::of(client, tasks, |_| {}),
+            budgets: Cache::of(client, tasks, |_| {}),
+            accounts: Cache::of(client, tasks, |_| {}),
+        }
+    }
+}
+
+/// Keeps of a pod what scheduling, eviction and budgets read.
+fn slim_pod(pod: &mut Pod) {
+    if let Some(spec) = &mut pod.spec {
+        let slim = |container: &mut k8s_openapi::api::core::v1::Container| {
+            container.env = None;
+            container.command = None;
+            container.args = None;
+            container.volume_mounts = None;
+        };
+        spec.containers.iter_mut().for_each(slim);
+        spec.init_containers.iter_mut().flatten().for_each(slim);
+    }
+    if let Some(status) = &mut pod.status {
+        status.container_statuses = None;
+        status.init_container_statuses = None;
+    }
+}
+
+/// Images of a node are of no interest here.
+fn slim_node(node: &mut Node) {
+    if let Some(status) = &mut node.status {
+        status.images = None;
+    }
+}

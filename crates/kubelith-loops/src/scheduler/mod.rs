@@ -1,0 +1,321 @@
+//! Scheduler: gives each waiting pod a node (kubernetes-surface.md §16.1).
+//!
+//! `snapshot` is the picture, `place` the decision (`filters`, `affinity`, `spread`, `volumes` refuse,
+//! `scores` compares), this file the loop: it takes waiting pods by priority, assumes its own bindings
+//! until the cache shows them, and binds without holding up the next pod.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::response::Status;
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::json;
+use tokio::sync::{Notify, mpsc};
+
+use crate::cache::Caches;
+use crate::drive::{Pass, drive};
+use crate::events::{Recorder, Severity};
+use crate::storage::SELECTED_NODE;
+use crate::{fault, pods};
+
+mod affinity;
+mod filters;
+mod place;
+mod scores;
+pub(crate) mod snapshot;
+mod spread;
+#[cfg(test)]
+mod tests;
+mod volumes;
+
+use place::{Verdict, place};
+use snapshot::Cluster;
+
+const COMPONENT: &str = "default-scheduler";
+/// Least time between two tries of a pod that found no node. The decision costs microseconds and
+/// writes nothing while its answer stays the same.
+const RETRY: Duration = Duration::from_millis(250);
+/// Longest time a pod waits although nothing changed.
+const RETRY_LATEST: Duration = Duration::from_secs(300);
+/// An assumed binding that the cache never showed is forgotten after this.
+const ASSUMED_MAX: Duration = Duration::from_secs(30);
+
+struct Assumed {
+    pod: Arc<Pod>,
+    node: String,
+    since: Instant,
+    /// The server has confirmed the binding.
+    bound: bool,
+}
+
+/// Pod uid, and whether its binding was written.
+type Outcome = (String, bool);
+
+struct Tried {
+    at: Instant,
+    world: u64,
+    message: String,
+}
+
+struct Scheduler {
+    client: Client,
+    caches: Arc<Caches>,
+    recorder: Recorder,
+    wake: Arc<Notify>,
+    assumed: HashMap<String, Assumed>,
+    tried: HashMap<String, Tried>,
+    /// Where bindings in flight report.
+    report: mpsc::UnboundedSender<Outcome>,
+    outcomes: mpsc::UnboundedReceiver<Outcome>,
+}
+
+/// Runs the scheduler for ever.
+pub(crate) async fn run(client: Client, caches: Arc<Caches>, recorder: Recorder) {
+    let wake = Arc::new(Notify::new());
+    caches.pods.wakes(&wake);
+    caches.nodes.wakes(&wake);
+    caches.claims.wakes(&wake);
+    caches.volumes.wakes(&wake);
+    caches.classes.wakes(&wake);
+    caches.namespaces.wakes(&wake);
+    let (report, outcomes) = mpsc::unbounded_channel();
+    let scheduler = Scheduler {
+        client,
+        caches,
+        recorder,
+        wake: wake.clone(),
+        assumed: HashMap::new(),
+        tried: HashMap::new(),
+        report,
+        outcomes,
+    };
+    drive(COMPONENT, wake, Duration::ZERO, scheduler).await;
+}
+
+/// Whether the scheduler has to find a node for the pod.
+fn is_waiting(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    spec.scheduler_name.as_deref().unwrap_or(COMPONENT) == COMPONENT
+        && pods::node_name(pod).is_none()
+        && !pods::is_terminating(pod)
+        && !pods::is_finished(pod)
+        && spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)
+}
+
+fn uid(pod: &Pod) -> String {
+    pod.metadata.uid.clone().unwrap_or_default()
+}
+
+impl Pass for Scheduler {
+    async fn pass(&mut self) -> anyhow::Result<Duration> {
+        self.ready().await?;
+        let world = self.world();
+        let all = self.caches.pods.all();
+        self.settle_assumed(&all);
+        let mut waiting: Vec<Arc<Pod>> = all.iter().filter(|pod| is_waiting(pod)).cloned().collect();
+        self.tried.retain(|uid, _| waiting.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid)));
+        waiting.retain(|pod| !self.assumed.contains_key(&uid(pod)));
+        if waiting.is_empty() {
+            return Ok(RETRY_LATEST);
+        }
+        waiting.sort_by_key(|pod| {
+            let priority = pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
+            (-i64::from(priority), pod.metadata.creation_timestamp.clone(), pod.name_any())
+        });
+        let mut cluster = self.cluster(&all);
+        let mut next = RETRY_LATEST;
+        for pod in waiting {
+            if let Some(pause) = self.pause(&pod, world) {
+                next = next.min(pause);
+                continue;
+            }
+            next = next.min(self.try_place(&pod, &mut cluster, world).await?);
+        }
+        Ok(next)
+    }
+}
+
+impl Scheduler {
+    async fn ready(&self) -> anyhow::Result<()> {
+        let caches = &self.caches;
+        caches.pods.ready().await?;
+        caches.nodes.ready().await?;
+        caches.namespaces.ready().await?;
+        caches.claims.ready().await?;
+        caches.volumes.ready().await?;
+        caches.classes.ready().await
+    }
+
+    /// A number that changes with everything a placement depends on.
+    fn world(&self) -> u64 {
+        let caches = &self.caches;
+        caches.pods.version()
+            + caches.nodes.version()
+            + caches.namespaces.version()
+            + caches.claims.version()
+            + caches.volumes.version()
+            + caches.classes.version()
+    }
+
+    /// Forgets assumptions that came true or failed.
+    fn settle_assumed(&mut self, all: &[Arc<Pod>]) {
+        while let Ok((uid, bound)) = self.outcomes.try_recv() {
+            if bound {
+                if let Some(assumed) = self.assumed.get_mut(&uid) {
+                    assumed.bound = true;
+                }
+            } else {
+                self.assumed.remove(&uid);
+            }
+        }
+        let now = Instant::now();
+        let shown: HashMap<&str, &Arc<Pod>> =
+            all.iter().filter_map(|p| Some((p.metadata.uid.as_deref()?, p))).collect();
+        self.assumed.retain(|uid, assumed| match shown.get(uid.as_str()) {
+            Some(pod) => pods::node_name(pod).is_none() && now - assumed.since < ASSUMED_MAX,
+            None => !assumed.bound && now - assumed.since < ASSUMED_MAX,
+        });
+    }
+
+    fn cluster(&self, all: &[Arc<Pod>]) -> Cluster {
+        let caches = &self.caches;
+        let mut cluster = Cluster::new(caches.nodes.all(), all);
+        for assumed in self.assumed.values() {
+            cluster.put(&assumed.node, assumed.pod.clone());
+        }
+        cluster.namespaces = caches
+            .namespaces
+            .all()
+            .iter()
+            .map(|n| (n.name_any(), n.metadata.labels.clone().unwrap_or_default()))
+            .collect();
+        cluster.claims = caches
+            .claims
+            .all()
+            .into_iter()
+            .map(|c| ((c.namespace().unwrap_or_default(), c.name_any()), c))
+            .collect();
+        cluster.volumes = caches.volumes.all().into_iter().map(|v| (v.name_any(), v)).collect();
+        cluster.classes = caches.classes.all().into_iter().map(|c| (c.name_any(), c)).collect();
+        cluster
+    }
+
+    /// How long a pod that found no node still has to wait; `None` = try now.
+    fn pause(&self, pod: &Pod, world: u64) -> Option<Duration> {
+        let tried = self.tried.get(&uid(pod))?;
+        let since = tried.at.elapsed();
+        let due = if tried.world == world { RETRY_LATEST } else { RETRY };
+        due.checked_sub(since).filter(|left| !left.is_zero())
+    }
+
+    async fn try_place(
+        &mut self,
+        pod: &Arc<Pod>,
+        cluster: &mut Cluster,
+        world: u64,
+    ) -> anyhow::Result<Duration> {
+        match place(pod, cluster, rand::random()) {
+            Verdict::Node { name, claims } if claims.is_empty() => {
+                self.tried.remove(&uid(pod));
+                cluster.put(&name, pod.clone());
+                self.bind(pod.clone(), name);
+                Ok(ASSUMED_MAX)
+            }
+            Verdict::Node { name, claims } => {
+                for claim in claims {
+                    select_node(&self.client, pod, &claim, &name).await?;
+                }
+                Ok(RETRY)
+            }
+            Verdict::AwaitVolumes => Ok(RETRY_LATEST),
+            Verdict::Nowhere(message) => {
+                let before = self.tried.get(&uid(pod)).map(|t| (t.message.clone(), t.at.elapsed()));
+                let told = before.is_some_and(|(text, age)| text == message && age < RETRY_LATEST);
+                if !told {
+                    self.refuse(pod, &message).await?;
+                }
+                self.tried.insert(uid(pod), Tried { at: Instant::now(), world, message });
+                Ok(RETRY_LATEST)
+            }
+        }
+    }
+
+    /// Assumes the binding and writes it in the background.
+    fn bind(&mut self, pod: Arc<Pod>, node: String) {
+        let uid = uid(&pod);
+        self.assumed.insert(
+            uid.clone(),
+            Assumed { pod: pod.clone(), node: node.clone(), since: Instant::now(), bound: false },
+        );
+        let client = self.client.clone();
+        let recorder = self.recorder.clone();
+        let outcome = self.report.clone();
+        let wake = self.wake.clone();
+        tokio::spawn(async move {
+            let result = bind(&client, &pod, &node).await;
+            let bound = result.is_ok();
+            match result {
+                Ok(()) => {
+                    let text = format!(
+                        "Successfully assigned {}/{} to {node}",
+                        pod.namespace().unwrap_or_default(),
+                        pod.name_any()
+                    );
+                    recorder.publish(COMPONENT, pod.as_ref(), Severity::Normal, "Scheduled", text);
+                }
+                Err(error) if fault::is_gone(&error) || fault::is_conflict(&error) => {
+                    tracing::debug!(pod = pod.name_any(), "binding not needed any more: {error}");
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        pod = pod.name_any(),
+                        node,
+                        "binding failed, will be tried again: {error}"
+                    );
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+            // A closed channel means that the scheduler has ended; nobody needs the outcome then.
+            let _ = outcome.send((uid, bound));
+            wake.notify_one();
+        });
+    }
+
+    /// Tells users why a pod has no node.
+    async fn refuse(&self, pod: &Pod, message: &str) -> anyhow::Result<()> {
+        let shown = pods::condition(pod, "PodScheduled");
+        let is_shown = shown.is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(message));
+        if !is_shown {
+            let condition =
+                pods::condition_patch(pod, "PodScheduled", "False", Some("Unschedulable"), Some(message));
+            pods::patch_status(&self.client, pod, json!({"conditions": [condition]})).await?;
+        }
+        self.recorder.publish(COMPONENT, pod, Severity::Warning, "FailedScheduling", message.to_owned());
+        Ok(())
+    }
+}
+
+async fn bind(client: &Client, pod: &Pod, node: &str) -> kube::Result<()> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let binding = json!({
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": pod.name_any(), "namespace": pod.namespace(), "uid": pod.metadata.uid},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+    });
+    let _: Status =
+        api.create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding).await?;
+    Ok(())
+}
+
+/// Tells a claim on which node its volume is needed; the volume loop makes it there.
+async fn select_node(client: &Client, pod: &Pod, claim: &str, node: &str) -> kube::Result<()> {
+    let api: Api<PersistentVolumeClaim> =
+        Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let patch = json!({"metadata": {"annotations": {SELECTED_NODE: node}}});
+    let result = api.patch(claim, &PatchParams::default(), &Patch::Merge(patch)).await;
+    fault::unless_stale(result).map(|_| ())
+}
