@@ -1,1 +1,86 @@
-//! Empty for now.
+//! All controllers of the product and the entry point that runs them while this process leads.
+//!
+//! | Controller | Writes the status of | Watches besides | Folder |
+//! |---|---|---|---|
+//! | `instance` | Instance | launcher pods, fence Leases | `engine/instance` |
+//! | `vmclass` | VirtualMachineClass | Node, VirtualMachine | `vmclass` |
+//! | `vmip` | VirtualMachineIPAddress | leases, VirtualMachine, ModuleConfig | `vmip` |
+//! | `vmipl` | VirtualMachineIPAddressLease | VirtualMachineIPAddress, ModuleConfig | `vmipl` |
+//! | `vm` | VirtualMachine | Instance, class, disks, images, vmip, Secret, pods, vmop | `fronts/deckhouse/vm` |
+//!
+//! Field manager of each: `holdfast-<controller>`. One controller writes one kind's status; nobody
+//! else does (INV-8), except for the rows of Instance and Migration whose writer is named there.
+
+pub mod engine;
+pub mod fronts;
+pub mod vmclass;
+pub mod vmip;
+pub mod vmipl;
+
+use std::time::Duration;
+
+use holdfast_api::names::PLATFORM_NAMESPACE;
+use holdfast_env::{Clock, Entropy};
+use holdfast_reconcile::lease::{Leader, LeaderConfig};
+use holdfast_reconcile::{Metrics, Runtime};
+use tracing::warn;
+
+/// What the controllers must be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Identity in the leader election. A supervisor that makes sure that only one controller of
+    /// its home runs gives the same identity at each start: the new one then leads at once.
+    pub identity: String,
+    /// How long leadership lasts without renewal.
+    pub lease_duration: Duration,
+    /// Tag of the `holdfast/*` images, the version of this build.
+    pub version: String,
+    /// Filled with counters of all controllers; shown by the gateway.
+    pub metrics: Metrics,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            identity: format!("pid-{}", std::process::id()),
+            lease_duration: Duration::from_secs(15),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            metrics: Metrics::default(),
+        }
+    }
+}
+
+/// Takes part in the election and runs all controllers while leading.
+///
+/// # Errors
+/// When leadership is lost: every controller has been stopped by then, the caller ends the process
+/// or calls again.
+pub async fn run(client: kube::Client, config: Config) -> anyhow::Result<()> {
+    let lease = LeaderConfig {
+        namespace: PLATFORM_NAMESPACE.to_owned(),
+        name: "controller".to_owned(),
+        identity: config.identity.clone(),
+        duration: config.lease_duration,
+    };
+    let leader = Leader::new(client.clone(), lease, Clock::Real);
+    leader.acquire().await;
+    let runtime = assemble(client, &config);
+    let lost = tokio::select! {
+        lost = leader.hold() => lost,
+        () = runtime.run() => "all controllers ended".to_owned(),
+    };
+    warn!(%lost, "leadership ended, controllers stopped");
+    anyhow::bail!("controllers stopped: {lost}")
+}
+
+/// The table of controllers: one line each.
+fn assemble(client: kube::Client, config: &Config) -> Runtime {
+    let mut runtime = Runtime::new(client, Clock::Real, Entropy::real(), config.metrics.clone());
+    let instance = engine::instance::InstanceController::new(runtime.caches(), config);
+    runtime.add(instance);
+    let vmclass = vmclass::VmClassController::new(runtime.caches());
+    let vmip = vmip::VmipController::new(runtime.caches());
+    let vmipl = vmipl::VmiplController::new(runtime.caches());
+    runtime.add(vmclass).add(vmip).add(vmipl);
+    runtime
+}

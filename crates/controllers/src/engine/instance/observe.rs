@@ -1,0 +1,157 @@
+//! What the Instance controller looks at.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use holdfast_api::engine::{Instance, InstanceState};
+use holdfast_api::names::{PLATFORM_NAMESPACE, label};
+use holdfast_env::Timestamp;
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::Config;
+
+/// Prefix of the names of fence Leases (failure-and-rebalancing.md §2.4).
+const FENCE_LEASE_PREFIX: &str = "fence-";
+
+/// Everything the plan for one Instance depends on.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The instant.
+    pub now: Timestamp,
+    /// 0..=1000, for the start back-off.
+    pub jitter: u64,
+    /// The Instance.
+    pub instance: Arc<Instance>,
+    /// Its launcher pods of any epoch, sorted by name.
+    pub pods: Vec<Arc<Pod>>,
+    /// Boot id of each node whose agent holds the node's fence Lease.
+    pub boots: BTreeMap<String, String>,
+    /// Tag of the launcher image.
+    pub version: String,
+}
+
+/// The controller of Instances.
+#[derive(Debug)]
+pub struct InstanceController {
+    instances: Arc<Cache<Instance>>,
+    pods: Arc<Cache<Pod>>,
+    leases: Arc<Cache<Lease>>,
+    version: String,
+}
+
+impl InstanceController {
+    /// Opens the caches it needs.
+    #[must_use]
+    pub fn new(caches: &Caches, config: &Config) -> Self {
+        Self {
+            instances: caches.cache(),
+            pods: caches.cache(),
+            leases: caches.cache(),
+            version: config.version.clone(),
+        }
+    }
+}
+
+/// The launcher pods of an Instance, sorted by name.
+#[must_use]
+pub fn launcher_pods(pods: &Cache<Pod>, instance: &Instance) -> Vec<Arc<Pod>> {
+    let uid = instance.metadata.uid.as_deref();
+    let namespace = instance.metadata.namespace.as_deref().unwrap_or_default();
+    let ours = |pod: &Pod| {
+        pod.metadata.labels.as_ref().and_then(|labels| labels.get(label::CREATED_BY)).map(String::as_str)
+            == uid
+    };
+    pods.in_namespace(namespace).into_iter().filter(|pod| uid.is_some() && ours(pod)).collect()
+}
+
+/// Node and boot id a fence Lease speaks of: `node/<name>/<boot id>`; `None` while a fencer holds it.
+#[must_use]
+pub fn fence_holder(lease: &Lease) -> Option<(String, String)> {
+    let name = lease.metadata.name.as_deref()?;
+    let node = name.strip_prefix(FENCE_LEASE_PREFIX)?;
+    if lease.metadata.namespace.as_deref() != Some(PLATFORM_NAMESPACE) {
+        return None;
+    }
+    let holder = lease.spec.as_ref()?.holder_identity.as_deref()?;
+    let boot = holder.strip_prefix("node/")?.strip_prefix(node)?.strip_prefix('/')?;
+    (!boot.is_empty()).then(|| (node.to_owned(), boot.to_owned()))
+}
+
+impl Controller for InstanceController {
+    type Observed = Observed;
+
+    fn name(&self) -> &'static str {
+        "instance"
+    }
+
+    fn watches(&self, on: &mut Watches) {
+        on.own(&*self.instances);
+        on.owned_by::<Instance, Pod>(&self.pods);
+        // Leases are renewed every few seconds: only Instances that a change concerns are woken.
+        let instances = self.instances.clone();
+        on.map(&*self.leases, move |lease| {
+            let Some((node, boot)) = fence_holder(lease) else { return Vec::new() };
+            let concerned = instances.filtered(|instance| {
+                let Some(status) = &instance.status else { return false };
+                match &status.claim {
+                    Some(claim) => {
+                        claim.node == node
+                            && claim.boot_id != boot
+                            && status.state != Some(InstanceState::Ended)
+                    }
+                    None => status.pods.iter().any(|pod| pod.node.as_deref() == Some(node.as_str())),
+                }
+            });
+            concerned.iter().map(|instance| Key::of(&**instance)).collect()
+        });
+    }
+
+    async fn observe(&self, key: &Key, mut pass: Pass) -> Result<Option<Observed>, Error> {
+        let Some(instance) = self.instances.get(key) else { return Ok(None) };
+        let pods = launcher_pods(&self.pods, &instance);
+        let boots = self
+            .leases
+            .in_namespace(PLATFORM_NAMESPACE)
+            .iter()
+            .filter_map(|lease| fence_holder(lease))
+            .collect();
+        Ok(Some(Observed {
+            now: pass.now,
+            jitter: pass.entropy.below(1001),
+            instance,
+            pods,
+            boots,
+            version: self.version.clone(),
+        }))
+    }
+
+    fn plan(observed: &Observed) -> Plan {
+        super::plan::plan(observed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::coordination::v1::LeaseSpec;
+
+    fn lease(name: &str, holder: &str) -> Lease {
+        let mut lease = Lease::default();
+        lease.metadata.name = Some(name.into());
+        lease.metadata.namespace = Some(PLATFORM_NAMESPACE.into());
+        lease.spec = Some(LeaseSpec { holder_identity: Some(holder.into()), ..LeaseSpec::default() });
+        lease
+    }
+
+    #[test]
+    fn only_a_lease_held_by_its_own_node_names_a_boot() {
+        let holder = |name: &str, holder: &str| fence_holder(&lease(name, holder)).map(|(_, boot)| boot);
+        assert_eq!(holder("fence-n1", "node/n1/boot-a").as_deref(), Some("boot-a"));
+        assert_eq!(holder("fence-n1", "node/n2/boot-a"), None);
+        assert_eq!(holder("fence-n1", "fencer/controller"), None);
+        assert_eq!(holder("fence-n1", "node/n1/"), None);
+        assert_eq!(holder("controller", "node/n1/boot-a"), None);
+    }
+}

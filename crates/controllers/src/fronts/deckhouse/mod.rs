@@ -1,0 +1,1 @@
+//! The front of group `virtualization.deckhouse.io`.

@@ -1,0 +1,3 @@
+//! The fronts: users' objects to Instances and back. A front talks neither to pods nor to QEMU.
+
+pub mod deckhouse;
