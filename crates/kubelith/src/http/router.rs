@@ -1,0 +1,181 @@
+//! One request from credentials to answer.
+
+use super::authenticate::Authenticator;
+use super::body::{self, Answer};
+use super::info::{ResourceRequest, Target, target};
+use super::logs::LogSource;
+use super::query::Query;
+use super::{discovery, nodes, openapi, resources};
+use crate::auth::{Attributes, Decision, Rbac, UserInfo};
+use crate::core::Core;
+use futures::future::BoxFuture;
+use holdfast_apimachinery::status::{GroupResource, Status};
+use http::{HeaderValue, Request, header};
+use hyper::body::Incoming;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// Serves the requests of an aggregated group: authenticated and authorised already; may upgrade.
+pub type Handler = Arc<dyn Fn(Request<Incoming>, UserInfo) -> BoxFuture<'static, Answer> + Send + Sync>;
+
+/// A group-version served by another part of the platform.
+#[derive(Clone)]
+pub struct Aggregated {
+    /// Group.
+    pub group: String,
+    /// Version.
+    pub version: String,
+    /// `APIResource` entries of its discovery document.
+    pub resources: Vec<Value>,
+    /// Serves everything below the group-version.
+    pub handler: Handler,
+}
+
+/// Everything a request needs.
+pub struct App {
+    /// The objects.
+    pub core: Arc<Core>,
+    /// Identities.
+    pub authenticator: Authenticator,
+    /// Permissions.
+    pub rbac: Rbac,
+    /// Groups served elsewhere.
+    pub aggregated: Vec<Aggregated>,
+    /// Where pod logs come from.
+    pub logs: Option<Arc<dyn LogSource>>,
+    /// `host:port` clients reach the server at.
+    pub advertised: String,
+    /// Documents made once a registry snapshot.
+    pub documents: openapi::Documents,
+}
+
+impl App {
+    /// Answers one request; `certificate` is the user of the connection's client certificate.
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>, certificate: Option<UserInfo>) -> Answer {
+        let audit = request.headers().get("audit-id").cloned();
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let mut response = match self.route(request, certificate).await {
+            Ok(response) => response,
+            Err(status) => body::refusal(&status),
+        };
+        tracing::debug!(%method, path, code = response.status().as_u16(), "request");
+        let headers = response.headers_mut();
+        if !headers.contains_key(header::CACHE_CONTROL) {
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        }
+        let fresh = || HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok();
+        if let Some(id) = audit.or_else(fresh) {
+            headers.insert("audit-id", id);
+        }
+        response
+    }
+
+    async fn route(self: Arc<Self>, request: Request<Incoming>, certificate: Option<UserInfo>) -> Result<Answer, Status> {
+        let user = self.authenticator.user(&self.core, certificate.as_ref(), request.headers())?;
+        let user = self.impersonate(user, request.headers())?;
+        let query = Query::parse(request.uri().query().unwrap_or(""));
+        let path = request.uri().path().to_owned();
+        match target(request.method(), &path, &query) {
+            Target::Resource(resource) => self.resource(request, user, resource, query).await,
+            other => {
+                self.allow_path(&user, &path, request.method().as_str())?;
+                match other {
+                    Target::Path => Ok(openapi::path(&self, &path, request.headers(), &query).unwrap_or_else(body::page_not_found)),
+                    found => discovery::answer(&self, &found, request.headers()),
+                }
+            }
+        }
+    }
+
+    async fn resource(self: Arc<Self>, request: Request<Incoming>, user: UserInfo, resource: ResourceRequest, query: Query) -> Result<Answer, Status> {
+        let mut attributes = self.attributes(&resource);
+        let by_field;
+        if attributes.name.is_empty() && matches!(resource.verb, "list" | "watch" | "deletecollection") {
+            by_field = query.get("fieldSelector").and_then(only_name);
+            attributes.name = by_field.as_deref().unwrap_or("");
+        }
+        self.authorise(&user, &attributes)?;
+        nodes::restrict(&self.core, &user, &resource)?;
+        let aggregated = self.aggregated.iter().find(|a| a.group == resource.group && a.version == resource.version);
+        if let Some(aggregated) = aggregated {
+            return Ok((aggregated.handler)(request, user).await);
+        }
+        if !self.core.registry().has_version(&resource.group, &resource.version) {
+            return Ok(body::page_not_found());
+        }
+        resources::answer(self, request, user, resource, query).await
+    }
+
+    fn attributes<'r>(&self, request: &'r ResourceRequest) -> Attributes<'r> {
+        Attributes {
+            verb: request.verb,
+            group: &request.group,
+            resource: &request.resource,
+            subresource: &request.subresource,
+            name: request.name.as_deref().unwrap_or(""),
+            namespace: request.authorisation_namespace(),
+            path: "",
+        }
+    }
+
+    /// 403 unless RBAC allows it.
+    pub(super) fn authorise(&self, user: &UserInfo, a: &Attributes<'_>) -> Result<(), Status> {
+        match self.rbac.decide(&self.core, user, a) {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny => {
+                let resource = GroupResource::new(a.group, a.resource);
+                Err(Status::not_allowed(&resource, a.subresource, a.name, a.verb, &user.name, a.namespace))
+            }
+        }
+    }
+
+    fn allow_path(&self, user: &UserInfo, path: &str, method: &str) -> Result<(), Status> {
+        let verb = if method == "HEAD" { "get".to_owned() } else { method.to_ascii_lowercase() };
+        let attributes = Attributes { verb: &verb, path, ..Attributes::default() };
+        match self.rbac.decide(&self.core, user, &attributes) {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny => Err(Status::path_not_allowed(path, &verb, &user.name)),
+        }
+    }
+
+    /// `kubectl --as`: allowed with the verb `impersonate` on what is taken over.
+    fn impersonate(&self, user: UserInfo, headers: &http::HeaderMap) -> Result<UserInfo, Status> {
+        let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+        let groups: Vec<&str> = headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).collect();
+        let Some(name) = text("impersonate-user") else {
+            if groups.is_empty() && text("impersonate-uid").is_none() {
+                return Ok(user);
+            }
+            return Err(Status::bad_request("requested impersonation without impersonating a user"));
+        };
+        let may = |resource: &str, name: &str, namespace: &str| {
+            self.authorise(&user, &Attributes { verb: "impersonate", resource, name, namespace, ..Attributes::default() })
+        };
+        let mut derived: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
+        match name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
+            Some((namespace, account)) => {
+                may("serviceaccounts", account, namespace)?;
+                if groups.is_empty() {
+                    derived = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+                }
+            }
+            None => may("users", name, "")?,
+        }
+        for group in &groups {
+            may("groups", group, "")?;
+        }
+        if name == "system:anonymous" {
+            return Ok(UserInfo::anonymous());
+        }
+        let groups: Vec<&str> = derived.iter().map(String::as_str).collect();
+        let mut taken = UserInfo::authenticated(name, &groups);
+        taken.uid = text("impersonate-uid").unwrap_or("").to_owned();
+        Ok(taken)
+    }
+}
+
+/// The name of a selector that selects exactly one name.
+fn only_name(selector: &str) -> Option<String> {
+    let selector = holdfast_apimachinery::selector::FieldSelector::parse(selector).ok()?;
+    selector.name().map(str::to_owned)
+}
