@@ -58,6 +58,8 @@ impl Drop for Conversation {
     }
 }
 
+/// Events that may wait while a request is under way; a launcher that sends more is cut off.
+const EVENTS: usize = 1024;
 /// Longest wait for an answer that involves no start of QEMU.
 pub const PROMPT: Duration = Duration::from_secs(10);
 /// Longest wait for QEMU to be ready: firmware, memory and disk locks on a busy machine.
@@ -78,7 +80,7 @@ impl Conversation {
             tokio::time::timeout(PROMPT, receive(&conn)).await.map_err(|_| TalkError::Late(PROMPT))?;
         let (first, _) = first?.ok_or(TalkError::Gone)?;
         let waiting: Waiting = Arc::new(Mutex::new(Some(BTreeMap::new())));
-        let (events, receiver) = mpsc::channel(64);
+        let (events, receiver) = mpsc::channel(EVENTS);
         let id = first.id.clone();
         let reader = tokio::spawn(read(conn.clone(), waiting.clone(), events, first)).abort_handle();
         let conversation = Self { conn, waiting, next: AtomicU64::new(1), id, reader };
@@ -206,7 +208,9 @@ async fn read(conn: Arc<Conn>, waiting: Waiting, events: mpsc::Sender<Event>, fi
                 }
             }
             Body::Event(event) => {
-                if events.send(event).await.is_err() {
+                // Never waits: an answer somebody needs may be right behind.
+                if let Err(error) = events.try_send(event) {
+                    tracing::debug!(%id, %error, "events of a launcher are not taken; closing");
                     break;
                 }
             }

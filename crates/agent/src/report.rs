@@ -1,0 +1,449 @@
+//! What the agent writes into the status of Instance and Migration, computed purely from what the
+//! launcher says and what the API shows. Each function returns the fields that differ, or none.
+//!
+//! Written here and nowhere else: `node`, `activePod`, `runtime`, `guest`, `volumes`, `report`, and
+//! the fields of a move that first-slice.md §4.1 and §4.2 give to the agents.
+
+use holdfast_api::Time;
+use holdfast_api::engine::{
+    Claim, ExitCause, Guest, GuestInterface, Instance, InstanceMigration, InstanceStatus, Migration,
+    MigrationResult, PodRef, Report, ReportState, Runtime, Volume,
+};
+use holdfast_env::Timestamp;
+use holdfast_hypervisor::definition::Definition;
+use holdfast_wire::Id;
+use holdfast_wire::launcher::{Cause, ExitRecord, GuestFacts, MoveStage, State, VmState};
+use serde_json::{Map, Value, json};
+
+/// What is known about one launcher.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Whom it serves.
+    pub id: Id,
+    /// Name of its pod.
+    pub pod_name: String,
+    /// This node.
+    pub node: String,
+    /// Identity of this boot of the node.
+    pub boot_id: String,
+    /// Its last word.
+    pub state: State,
+    /// Disks as QEMU has them.
+    pub volumes: Vec<Volume>,
+    /// Set once its end is certain: no process is left, none will be started.
+    pub end: Option<End>,
+}
+
+/// A certain end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// Cause; none when the guest lives on elsewhere, so that there is nothing to report.
+    pub cause: Option<ExitCause>,
+    /// A sentence for people.
+    pub detail: String,
+}
+
+impl End {
+    /// The end as the launcher recorded it.
+    pub fn recorded(record: &ExitRecord) -> Self {
+        Self { cause: exit_cause(record.cause), detail: record.detail.clone() }
+    }
+
+    /// The end of a launcher that left no record. `started`: QEMU was (about to be) started.
+    pub fn unrecorded(started: bool) -> Self {
+        let (cause, detail) = if started {
+            (ExitCause::Crash, "the launcher ended without a word; QEMU ended with it")
+        } else {
+            (ExitCause::StartFailed, "the launcher ended before QEMU was started")
+        };
+        Self { cause: Some(cause), detail: detail.to_owned() }
+    }
+}
+
+fn exit_cause(cause: Cause) -> Option<ExitCause> {
+    Some(match cause {
+        Cause::GuestShutdown => ExitCause::GuestShutdown,
+        Cause::GuestReset => ExitCause::GuestReset,
+        Cause::Crash => ExitCause::Crash,
+        Cause::GraceExpired => ExitCause::GraceExpired,
+        Cause::PlatformStop => ExitCause::PlatformStop,
+        Cause::Evicted => ExitCause::Evicted,
+        Cause::StartFailed => ExitCause::StartFailed,
+        Cause::MovedAway | Cause::MoveGivenUp => return None,
+    })
+}
+
+/// The claim names this launcher.
+pub fn holds_claim(id: &Id, instance: &Instance) -> bool {
+    let claim = instance.status.as_ref().and_then(|s| s.claim.as_ref());
+    instance.spec.epoch == id.epoch
+        && claim.is_some_and(|claim| claim.epoch == id.epoch && claim.pod_uid == id.pod_uid)
+}
+
+/// The report of the launcher that holds the claim; none when nothing changed.
+pub fn instance_status(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value> {
+    if !holds_claim(&facts.id, instance) {
+        return None;
+    }
+    let status = instance.status.clone().unwrap_or_default();
+    // A reported end is final for the epoch (INV-7 in spirit): nothing after it changes it.
+    let ended = |r: &Report| r.epoch == facts.id.epoch && r.state == ReportState::Ended && r.cgroup_empty;
+    if status.report.as_ref().is_some_and(ended) {
+        return None;
+    }
+    let mut patch = Map::new();
+    let report = report(facts, &status)?;
+    if !same_report(&report, status.report.as_ref()) {
+        patch.insert("report".into(), whole(&Report { at: Some(Time(now)), ..report.clone() }));
+    }
+    if matches!(report.state, ReportState::Running | ReportState::Paused) {
+        running_fields(facts, &status, now, &mut patch);
+    }
+    if report.state == ReportState::Ended && status.guest.is_some() {
+        patch.insert("guest".into(), Value::Null);
+    }
+    (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+fn report(facts: &Facts, status: &InstanceStatus) -> Option<Report> {
+    let base = Report {
+        epoch: facts.id.epoch,
+        pod_uid: facts.id.pod_uid.clone(),
+        ..Report::default()
+    };
+    if let Some(end) = &facts.end {
+        return Some(Report {
+            state: ReportState::Ended,
+            cause: Some(end.cause?),
+            detail: end.detail.clone(),
+            cgroup_empty: true,
+            ..base
+        });
+    }
+    let before = status.report.as_ref().filter(|r| r.epoch == base.epoch && r.pod_uid == base.pod_uid);
+    let state = match facts.state.vm {
+        // Nothing to say before QEMU exists; the end is reported when it is certain.
+        VmState::Empty | VmState::Ended => return None,
+        VmState::Preparing | VmState::Prepared | VmState::Incoming => ReportState::Starting,
+        VmState::Running => ReportState::Running,
+        // Stopped for the switch-over, not by anybody's wish: the VM counts as running.
+        VmState::Paused if is_moving(&facts.state) => ReportState::Running,
+        VmState::Paused => ReportState::Paused,
+        VmState::GaveUp | VmState::Stopping => before.map_or(ReportState::Running, |r| r.state),
+    };
+    let paused_reason =
+        (state == ReportState::Paused).then(|| facts.state.query_status.clone().unwrap_or_default());
+    Some(Report { state, paused_reason, ..base })
+}
+
+/// A report that replaces the one before: a merge keeps what it is not told to remove.
+fn whole(report: &Report) -> Value {
+    let mut value = json!(report);
+    for field in ["cause", "pausedReason"] {
+        if value.get(field).is_none() {
+            value[field] = Value::Null;
+        }
+    }
+    value
+}
+
+fn is_moving(state: &State) -> bool {
+    let stage = state.migration.as_ref().map(|m| m.stage);
+    matches!(stage, Some(MoveStage::Copying | MoveStage::Suspended | MoveStage::GaveUp))
+}
+
+fn same_report(a: &Report, b: Option<&Report>) -> bool {
+    b.is_some_and(|b| Report { at: None, ..a.clone() } == Report { at: None, ..b.clone() })
+}
+
+fn running_fields(facts: &Facts, status: &InstanceStatus, now: Timestamp, patch: &mut Map<String, Value>) {
+    if status.node.as_ref() != Some(&facts.node) {
+        patch.insert("node".into(), json!(facts.node));
+    }
+    let pod = PodRef { name: facts.pod_name.clone(), uid: facts.id.pod_uid.clone() };
+    if status.active_pod.as_ref() != Some(&pod) {
+        patch.insert("activePod".into(), json!(pod));
+    }
+    let known = status.runtime.clone().unwrap_or_default();
+    let runtime = runtime(facts, &known, now);
+    if runtime != known {
+        patch.insert("runtime".into(), json!(runtime));
+    }
+    let guest = guest(facts.state.guest.as_ref());
+    if guest.is_some() && guest != status.guest {
+        patch.insert("guest".into(), json!(guest));
+    }
+    if !facts.volumes.is_empty() && facts.volumes != status.volumes {
+        patch.insert("volumes".into(), json!(facts.volumes));
+    }
+}
+
+fn runtime(facts: &Facts, known: &Runtime, now: Timestamp) -> Runtime {
+    let state = &facts.state;
+    let started = state.running_since_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(now);
+    let or = |said: &Option<String>, known: &String| said.clone().unwrap_or_else(|| known.clone());
+    Runtime {
+        // The first start of the epoch stays over moves; `starting` clears it for a new one.
+        started_at: known.started_at.clone().or(Some(Time(started))),
+        qemu_version: known.qemu_version.clone(),
+        accelerator: or(&state.accelerator, &known.accelerator),
+        machine_type: or(&state.machine_type, &known.machine_type),
+        definition_hash: or(&state.definition_hash, &known.definition_hash),
+        definition: known.definition.clone(),
+    }
+}
+
+fn guest(facts: Option<&GuestFacts>) -> Option<Guest> {
+    let facts = facts?;
+    Some(Guest {
+        agent_connected: facts.connected,
+        agent_version: facts.version.clone(),
+        os_info: facts.os_info.clone(),
+        interfaces: facts
+            .nics
+            .iter()
+            .map(|nic| GuestInterface {
+                name: nic.name.clone(),
+                mac: nic.mac.clone(),
+                addresses: nic.addresses.clone(),
+            })
+            .collect(),
+    })
+}
+
+/// What is recorded before QEMU is started for the first time of an epoch: the definition that both
+/// sides of every later move use, and that a start is under way. Clears what the last epoch left.
+pub fn starting(facts: &Facts, definition: &Definition, qemu_version: &str, now: Timestamp) -> Value {
+    let report = Report {
+        epoch: facts.id.epoch,
+        pod_uid: facts.id.pod_uid.clone(),
+        at: Some(Time(now)),
+        ..Report::default()
+    };
+    json!({
+        "report": whole(&report),
+        "runtime": {
+            "startedAt": null,
+            "qemuVersion": qemu_version,
+            "accelerator": definition.accelerator.as_str(),
+            "machineType": definition.machine,
+            "definitionHash": definition.hash(),
+            "definition": definition,
+        },
+        "guest": null,
+        "volumes": [],
+    })
+}
+
+/// Disks as the guest sees them (vm-lifecycle.md §7.2): SCSI or SATA disks are `sda`, `sdb` … in
+/// the order of their addresses, CD-ROMs `sr0` … `size` gives a disk's bytes by id.
+pub fn volumes(definition: &Definition, size: impl Fn(&str) -> i64) -> Vec<Volume> {
+    let mut order: Vec<_> = definition.disks.iter().collect();
+    order.sort_by_key(|disk| disk.scsi_id);
+    let (mut disks, mut cdroms) = (0, 0);
+    order
+        .into_iter()
+        .map(|disk| {
+            let target = if disk.cdrom {
+                cdroms += 1;
+                format!("sr{}", cdroms - 1)
+            } else {
+                disks += 1;
+                format!("sd{}", letters(disks - 1))
+            };
+            Volume { id: disk.id.clone(), attached: true, target, size_bytes: size(&disk.id) }
+        })
+        .collect()
+}
+
+/// `a` … `z`, `aa` …, as the kernel names disks.
+fn letters(index: u32) -> String {
+    let last = char::from(b'a' + u8::try_from(index % 26).expect("invariant: below 26"));
+    if index < 26 { last.to_string() } else { format!("{}{last}", letters(index / 26 - 1)) }
+}
+
+/// The flip: the guest runs here now. One write moves node, pod and claim, closes the migration and
+/// clears the mark that this move has satisfied (migration-and-maintenance.md §2.1 step 12). None
+/// when it is not (or no longer) to be written.
+pub fn flip(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value> {
+    let event = facts.state.migration.as_ref().filter(|m| m.stage == MoveStage::Resumed)?;
+    let status = instance.status.as_ref()?;
+    let named = status.migration.as_ref().filter(|m| m.uid == event.migration_uid)?;
+    if instance.spec.epoch != facts.id.epoch || holds_claim(&facts.id, instance) {
+        return None;
+    }
+    let claim = Claim {
+        node: facts.node.clone(),
+        boot_id: facts.boot_id.clone(),
+        pod_uid: facts.id.pod_uid.clone(),
+        epoch: facts.id.epoch,
+    };
+    let migration = InstanceMigration {
+        end: Some(Time(now)),
+        result: Some(MigrationResult::Succeeded),
+        failure: None,
+        start: named.start.clone().or(Some(Time(now))),
+        ..named.clone()
+    };
+    let mut migration = json!(migration);
+    migration["failure"] = Value::Null;
+    let report = Report {
+        epoch: facts.id.epoch,
+        pod_uid: facts.id.pod_uid.clone(),
+        state: ReportState::Running,
+        at: Some(Time(now)),
+        ..Report::default()
+    };
+    let mut patch = json!({
+        "node": facts.node,
+        "activePod": PodRef { name: facts.pod_name.clone(), uid: facts.id.pod_uid.clone() },
+        "claim": claim,
+        "report": whole(&report),
+        "migration": migration,
+    });
+    // A mark for another node (set meanwhile) is somebody's present wish and stays.
+    if status.evacuation_node_name.as_deref() == Some(named.source.node.as_str()) {
+        patch["evacuationNodeName"] = Value::Null;
+        patch["evacuationSource"] = Value::Null;
+    }
+    Some(patch)
+}
+
+/// What the source agent writes into the Instance: when the copy began and when the guest stopped.
+pub fn source_in_instance(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value> {
+    let event = facts.state.migration.as_ref()?;
+    let named = instance.status.as_ref()?.migration.as_ref()?;
+    if named.uid != event.migration_uid || named.end.is_some() || !holds_claim(&facts.id, instance) {
+        return None;
+    }
+    let started = matches!(event.stage, MoveStage::Copying | MoveStage::Suspended | MoveStage::GaveUp);
+    let suspended = matches!(event.stage, MoveStage::Suspended | MoveStage::GaveUp);
+    let mut patch = Map::new();
+    if started && named.start.is_none() {
+        patch.insert("start".into(), json!(Time(now)));
+    }
+    if suspended && named.suspended.is_none() {
+        patch.insert("suspended".into(), json!(Time(now)));
+    }
+    (!patch.is_empty()).then(|| json!({ "migration": patch }))
+}
+
+/// What the source agent writes into the Migration. `write_progress`: the last figures are old
+/// enough to be replaced (at most one write in ten seconds).
+pub fn source_in_migration(
+    facts: &Facts,
+    migration: &Migration,
+    now: Timestamp,
+    write_progress: bool,
+) -> Option<Value> {
+    let status = migration.status.as_ref()?;
+    let known = status.source.as_ref().filter(|s| s.pod_uid == facts.id.pod_uid)?;
+    if status.state.is_some_and(holdfast_api::engine::MigrationState::is_final) {
+        return None;
+    }
+    let uid = migration.metadata.uid.as_deref()?;
+    let event = facts.state.migration.as_ref().filter(|m| m.migration_uid == uid);
+    let mut source = Map::new();
+    let mut patch = Map::new();
+    let mut stamp = |known: &Option<Time>, is: bool, field: &str| {
+        if is && known.is_none() {
+            source.insert(field.into(), json!(Time(now)));
+        }
+    };
+    let stage = event.map(|m| m.stage);
+    let at_least = |least: MoveStage| stage.is_some_and(|stage| order(stage) >= order(least));
+    stamp(&known.started_at, at_least(MoveStage::Copying), "startedAt");
+    stamp(&known.suspended_at, at_least(MoveStage::Suspended), "suspendedAt");
+    stamp(&known.gave_up_at, at_least(MoveStage::GaveUp), "gaveUpAt");
+    stamp(&known.ack_at, at_least(MoveStage::Acked), "ackAt");
+    // An abort is settled when the move failed or never began; after giving up it is too late.
+    let never_began = event.is_none() && known.started_at.is_none();
+    let settled = never_began || matches!(stage, Some(MoveStage::Failed | MoveStage::Cancelled));
+    stamp(&known.aborted_at, status.abort.is_some() && settled, "abortedAt");
+    if let Some(ms) = event.and_then(|m| m.downtime_ms)
+        && known.downtime_ms != Some(ms)
+    {
+        source.insert("downtimeMs".into(), json!(ms));
+    }
+    let failure = event.and_then(|m| m.failure.as_ref());
+    if let Some(failure) = failure
+        && status.failure.is_none()
+    {
+        patch.insert("failure".into(), json!({ "class": failure.class, "text": failure.text }));
+    }
+    let progress = event.map(|m| progress(&m.progress));
+    let new_state = !source.is_empty() || !patch.is_empty();
+    if let Some(progress) = progress
+        && (write_progress || new_state)
+        && status.progress.as_ref() != Some(&progress)
+    {
+        patch.insert("progress".into(), json!(progress));
+    }
+    if !source.is_empty() {
+        patch.insert("source".into(), Value::Object(source));
+    }
+    (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// How far a source has got; a failure says nothing about it.
+fn order(stage: MoveStage) -> u8 {
+    match stage {
+        MoveStage::Listening | MoveStage::Failed | MoveStage::Cancelled => 0,
+        MoveStage::Copying => 1,
+        MoveStage::Suspended => 2,
+        MoveStage::GaveUp => 3,
+        MoveStage::Acked | MoveStage::Resumed => 4,
+    }
+}
+
+fn progress(figures: &holdfast_wire::launcher::MoveProgress) -> holdfast_api::engine::Progress {
+    let sent = (figures.total_bytes - figures.remaining_bytes).max(0);
+    let percent = if figures.total_bytes > 0 { sent.saturating_mul(100) / figures.total_bytes } else { 0 };
+    holdfast_api::engine::Progress {
+        percent: i32::try_from(percent.clamp(0, 100)).unwrap_or(0),
+        iteration: figures.iteration,
+        total_bytes: figures.total_bytes,
+        remaining_bytes: figures.remaining_bytes,
+        processed_bytes: figures.transferred_bytes,
+        dirty_bytes_per_second: figures.dirty_bytes_s,
+        throttle_pct: figures.throttle_pct,
+    }
+}
+
+/// What the target agent writes into the Migration: where it takes memory, and that the guest runs.
+pub fn target_in_migration(
+    facts: &Facts,
+    migration: &Migration,
+    address: &str,
+    port: u16,
+    now: Timestamp,
+) -> Option<Value> {
+    let status = migration.status.as_ref()?;
+    let known = status.target.as_ref().filter(|t| t.pod_uid == facts.id.pod_uid)?;
+    let uid = migration.metadata.uid.as_deref()?;
+    let event = facts.state.migration.as_ref().filter(|m| m.migration_uid == uid)?;
+    let mut target = Map::new();
+    if event.stage == MoveStage::Listening && !known.listening {
+        target.insert("address".into(), json!(address));
+        target.insert("ports".into(), json!({ "control": port, "memory": port }));
+        target.insert("listening".into(), json!(true));
+    }
+    if event.stage == MoveStage::Resumed && known.resumed_at.is_none() {
+        target.insert("resumedAt".into(), json!(Time(now)));
+    }
+    let mut patch = Map::new();
+    if !target.is_empty() {
+        patch.insert("target".into(), Value::Object(target));
+    }
+    if let Some(failure) = &event.failure
+        && status.failure.is_none()
+        && !status.state.is_some_and(holdfast_api::engine::MigrationState::is_final)
+    {
+        patch.insert("failure".into(), json!({ "class": failure.class, "text": failure.text }));
+    }
+    (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;
