@@ -142,7 +142,7 @@ pub mod launcher_pod {
     /// emptyDir volume with the launcher's sockets and records; the agent finds launchers by it.
     pub const RUN_VOLUME: &str = "run";
     /// Where [`RUN_VOLUME`] is mounted.
-    pub const RUN_DIR: &str = "/run/holdfast";
+    pub const RUN_DIR: &str = "/var/run/holdfast/run";
     /// Directory below which every disk's claim is mounted: `<VOLUMES_DIR>/<disk id>`, and the pod's
     /// volume is named by the disk's id.
     pub const VOLUMES_DIR: &str = "/volumes";
