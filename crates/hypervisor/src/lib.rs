@@ -12,6 +12,7 @@ pub mod definition;
 pub mod monitor;
 pub mod port;
 pub mod qemu;
+pub mod qga;
 pub mod qmp;
 pub mod resolve;
 pub mod seed;

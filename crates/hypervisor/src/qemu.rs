@@ -87,9 +87,12 @@ impl Hypervisor for Qemu {
         let (monitor, raw, emergency) = match connected {
             Ok(connected) => connected,
             Err(e) => {
-                process.kill();
-                let exit = process.ended().await;
-                return Err(StartError::NotReady(format!("{e}; {exit}")));
+                // Usually the monitor closed because QEMU ends: then its own words are the reason.
+                let ended = tokio::time::timeout(Duration::from_secs(1), process.ended()).await;
+                return Err(match ended {
+                    Ok(exit) => StartError::Exited(exit),
+                    Err(_) => StartError::NotReady(e.to_string()),
+                });
             }
         };
         let (events_tx, events) = mpsc::unbounded_channel();
@@ -182,11 +185,12 @@ impl Words {
     }
 }
 
-/// Drops the time stamp and program name that `-msg timestamp=on` puts in front.
+/// Drops what QEMU puts in front of its messages: time stamp, program name, the argument at fault.
 fn strip_stamp(line: &str) -> &str {
-    match line.split_once("qemu-system-x86_64: ") {
-        Some((_, text)) => text,
-        None => line,
+    let text = line.split_once("qemu-system-x86_64: ").map_or(line, |(_, text)| text);
+    match text.split_once(": ") {
+        Some((argument, rest)) if argument.starts_with('-') => rest,
+        _ => text,
     }
 }
 
@@ -371,4 +375,20 @@ fn migration_info(reply: &Value) -> MigrationInfo {
         throttle_pct: u32::try_from(number("/cpu-throttle-percentage")).unwrap_or(u32::MAX),
         downtime_ms: reply.get("downtime").and_then(Value::as_u64),
     }
+}
+
+/// Version of a QEMU program, such as `10.0.2`, as `--version` tells it. Takes about 20 ms.
+pub fn installed_version(program: &std::path::Path) -> std::io::Result<String> {
+    let output = std::process::Command::new(program).arg("--version").stdin(Stdio::null()).output();
+    let output = output.map_err(|e| {
+        std::io::Error::new(
+            e.kind(),
+            format!("{}: {e}; install the package qemu-system-x86", program.display()),
+        )
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.split_whitespace().skip_while(|w| *w != "version").nth(1);
+    version
+        .map(str::to_owned)
+        .ok_or_else(|| std::io::Error::other(format!("{} did not tell its version", program.display())))
 }

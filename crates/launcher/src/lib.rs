@@ -1,1 +1,41 @@
-//! Empty for now.
+//! The launcher: the unprivileged process in a VM's pod around one QEMU.
+//!
+//! Start at [`queue`] for what is done when, [`driver`] for how. [`records`] are the files that decide
+//! what a crash meant. Not here: QEMU itself (crate `hypervisor`), who may start what (crate `agent`).
+//! Source: design/first-slice.md §4.3, spec migration-and-maintenance.md §2.4, hypervisor.md §7 and §8.
+
+pub mod control;
+pub mod driver;
+pub mod guest;
+pub mod queue;
+pub mod records;
+pub mod serial;
+pub mod server;
+
+use std::io;
+
+use holdfast_hypervisor::port::Hypervisor;
+use holdfast_wire::launcher::{ExitRecord, SOCKET};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+pub use driver::{Config, Driver, Inbox};
+
+/// Serves one VM until its QEMU has ended. Must run on a current-thread runtime of the main thread,
+/// because QEMU dies with the thread that started it.
+pub async fn run<H: Hypervisor>(config: Config, hypervisor: H) -> io::Result<Option<ExitRecord>> {
+    let socket = config.run_dir.join(SOCKET);
+    let _ = std::fs::remove_file(&socket);
+    let (inbox, messages) = mpsc::unbounded_channel();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let to_driver = inbox.clone();
+    tokio::spawn(async move {
+        while terminate.recv().await.is_some() {
+            let _ = to_driver.send(Inbox::Terminate);
+        }
+    });
+    let driver = Driver::new(config, hypervisor, inbox.clone());
+    tokio::spawn(server::serve(UnixListener::bind(&socket)?, inbox));
+    Ok(driver.run(messages).await)
+}
