@@ -1,10 +1,15 @@
 //! Workspace chores: `cargo run -p xtask -- <chore>`.
 //!
 //! `codegen` writes what is generated from the types, `tidy` checks the rules of the tree that no
-//! compiler knows, `acceptance` counts the rows of the specs' acceptance tables that a test cites.
+//! compiler knows, `licences` those of the dependencies, `acceptance` counts the rows of the specs' acceptance tables
+//! that a test cites.
 
+mod acceptance;
 mod codegen;
+mod licences;
+mod tidy;
 
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 /// Workspace chores.
@@ -18,11 +23,20 @@ struct Args {
 enum Chore {
     /// Writes `deploy/crds/*.yaml` from the types of the crate `api`.
     Codegen,
+    /// Checks crate levels, file sizes, module headers and the purity of plans.
+    Tidy,
+    /// Checks the licences of all dependencies.
+    Licences,
+    /// Counts acceptance rows with a test; V=1 lists those without.
+    Acceptance,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     match Args::parse().chore {
         Chore::Codegen => codegen::write(),
+        Chore::Tidy => tidy::check(),
+        Chore::Licences => licences::check(),
+        Chore::Acceptance => acceptance::report(),
     }
 }
 
@@ -32,4 +46,26 @@ fn root() -> std::path::PathBuf {
         .parent()
         .expect("invariant: xtask lies in the workspace root")
         .to_path_buf()
+}
+
+/// Every Rust file of the workspace: path relative to the root, and text.
+fn sources() -> Result<Vec<(String, String)>> {
+    let root = root();
+    let mut folders = vec![root.join("crates"), root.join("xtask")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in
+            std::fs::read_dir(&folder).with_context(|| format!("{} could not be read", folder.display()))?
+        {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let relative = path.strip_prefix(&root).unwrap_or(&path).to_string_lossy().into_owned();
+                files.push((relative, std::fs::read_to_string(&path)?));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }
