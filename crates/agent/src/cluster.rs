@@ -72,6 +72,7 @@ pub struct Cluster {
     /// The launcher pods of this node.
     pub pods: Arc<Cache<Pod>>,
     changed: watch::Sender<u64>,
+    of_node: bool,
 }
 
 impl Cluster {
@@ -84,6 +85,7 @@ impl Cluster {
             nodes: Arc::default(),
             pods: Arc::default(),
             changed: watch::Sender::new(0),
+            of_node: node.is_some(),
         };
         let all = watcher::Config::default();
         cluster.follow(Api::all(client.clone()), all.clone(), cluster.instances.clone());
@@ -133,6 +135,10 @@ impl Cluster {
     pub async fn ready(&self) {
         self.instances.completed().await;
         self.nodes.completed().await;
+        if self.of_node {
+            self.migrations.completed().await;
+            self.pods.completed().await;
+        }
     }
 
     /// Reads an Instance from the store, not from any cache: what an authorisation is decided on.

@@ -1,5 +1,9 @@
 //! The agent: one per node. It plugs VMs into the network, lets launchers start their guests once the
 //! API says they may, moves guests between nodes, and reports what it sees.
+//!
+//! Start at [`run`]; then [`launcher`] (one driver per launcher, decisions in [`launcher::plan`]),
+//! [`authorise`] (the gate in front of every start), [`network`], [`migration`], [`report`].
+//! Source: design/first-slice.md §3 and §4, architecture.md §3 and §8.
 
 pub mod accelerator;
 pub mod authorise;
@@ -7,8 +11,67 @@ pub mod cluster;
 pub mod config;
 pub mod definition;
 pub mod fence;
+pub mod host_routes;
 pub mod launcher;
+pub mod migration;
 pub mod network;
 pub mod node;
+pub mod node_agent;
+pub mod peers;
 pub mod records;
 pub mod report;
+pub mod routes;
+pub mod server;
+pub mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+
+pub use config::{AcceleratorChoice, Config, GATEWAY, TlsFiles};
+
+use crate::cluster::Cluster;
+use crate::network::{Network, Settings};
+use crate::node_agent::NodeAgent;
+
+/// Runs the agent of one node until it is killed. Must be called inside the node's network namespace
+/// and PID namespace. Killing it harms nothing: the next one adopts what it finds.
+///
+/// # Errors
+/// The node cannot be prepared (network, TLS files, listening address); the error says what to do.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let identity = tls::Identity::load(&config.tls)?;
+    let found = accelerator::find(config.accelerator);
+    tracing::info!(node = %config.node, boot = %config.boot_id, accelerator = %found.accelerator, why = found.why, "agent");
+    let cluster = Cluster::watch(config.client.clone(), Some(&config.node));
+    let settings = Settings {
+        node: config.node.clone(),
+        node_address: config.node_address,
+        uplink: config.uplink.clone(),
+        gateway: config.gateway,
+        table: format!("holdfast_{}", config.home_id),
+        dns: config.dns.clone(),
+        pools: config.pools.iter().copied().collect(),
+    };
+    let network = Network::start(settings).await.context("preparing the node's network")?;
+    let (gate_sender, gate) = watch::channel(false);
+    let lease = fence::keep(config.client.clone(), config.node.clone(), config.boot_id.clone(), gate_sender);
+    tokio::spawn(lease);
+    tokio::spawn(node::keep_labels(cluster.clone(), config.node.clone(), found.accelerator));
+    let agent = Arc::new(NodeAgent::new(config, cluster, network, found.accelerator, identity, gate));
+    tokio::spawn(routes::keep(agent.clone()));
+    tokio::spawn(remove_leftovers(agent.clone()));
+    tokio::spawn(launcher::follow_all(agent.clone()));
+    server::serve(agent).await.context("serving other agents")
+}
+
+/// Taps that no launcher uses are removed once the launchers that are here have been adopted.
+async fn remove_leftovers(agent: Arc<NodeAgent>) {
+    agent.cluster.ready().await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    if let Err(error) = agent.network.remove_leftovers().await {
+        tracing::warn!(error = %peers::chain(&error), "leftovers of an earlier agent could not be removed");
+    }
+}

@@ -18,7 +18,16 @@ pub const ACCELERATOR: &str = "internal.virtualization.deckhouse.io/accelerator"
 
 /// Models that QEMU's translator has with all their features (hypervisor.md §6).
 const TCG_MODELS: &[&str] = &[
-    "Conroe", "Nehalem", "Opteron_G1", "Opteron_G2", "Penryn", "Westmere", "core2duo", "kvm64", "max", "qemu64",
+    "Conroe",
+    "Nehalem",
+    "Opteron_G1",
+    "Opteron_G2",
+    "Penryn",
+    "Westmere",
+    "core2duo",
+    "kvm64",
+    "max",
+    "qemu64",
 ];
 /// Models every processor with KVM can give.
 const KVM_MODELS: &[&str] = &["kvm64", "qemu64"];

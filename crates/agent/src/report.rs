@@ -49,6 +49,12 @@ impl End {
         Self { cause: exit_cause(record.cause), detail: record.detail.clone() }
     }
 
+    /// The end of a launcher whose pod was removed by force and that left no record.
+    pub fn removed() -> Self {
+        let detail = "the launcher pod was removed without a move and without a word of its launcher";
+        Self { cause: Some(ExitCause::Evicted), detail: detail.to_owned() }
+    }
+
     /// The end of a launcher that left no record. `started`: QEMU was (about to be) started.
     pub fn unrecorded(started: bool) -> Self {
         let (cause, detail) = if started {
@@ -106,11 +112,7 @@ pub fn instance_status(facts: &Facts, instance: &Instance, now: Timestamp) -> Op
 }
 
 fn report(facts: &Facts, status: &InstanceStatus) -> Option<Report> {
-    let base = Report {
-        epoch: facts.id.epoch,
-        pod_uid: facts.id.pod_uid.clone(),
-        ..Report::default()
-    };
+    let base = Report { epoch: facts.id.epoch, pod_uid: facts.id.pod_uid.clone(), ..Report::default() };
     if let Some(end) = &facts.end {
         return Some(Report {
             state: ReportState::Ended,

@@ -1,8 +1,6 @@
 use std::collections::BTreeMap;
 
-use holdfast_api::engine::{
-    Abort, InstanceRef, MigrationSource, MigrationStatus, MigrationTarget, Side,
-};
+use holdfast_api::engine::{Abort, InstanceRef, MigrationSource, MigrationStatus, MigrationTarget, Side};
 use holdfast_wire::launcher::{MigrationEvent, MoveFailure, MoveProgress};
 
 use super::*;
@@ -80,13 +78,7 @@ fn reported(facts: &Facts, before: &Instance) -> String {
 #[test]
 fn report_table() {
     let ended = |cause, state| {
-        let record = ExitRecord {
-            id: Id::default(),
-            cause,
-            detail: "bye".into(),
-            at_ms: 0,
-            ever_ran: true,
-        };
+        let record = ExitRecord { id: Id::default(), cause, detail: "bye".into(), at_ms: 0, ever_ran: true };
         Facts { end: Some(End::recorded(&record)), ..facts(state) }
     };
     let lost = |started| Facts { end: Some(End::unrecorded(started)), ..facts(VmState::Running) };
@@ -124,8 +116,13 @@ fn a_pause_ends_without_a_trace() {
 
 #[test]
 fn a_reported_end_never_changes() {
-    let record =
-        ExitRecord { id: Id::default(), cause: Cause::GuestShutdown, detail: String::new(), at_ms: 0, ever_ran: true };
+    let record = ExitRecord {
+        id: Id::default(),
+        cause: Cause::GuestShutdown,
+        detail: String::new(),
+        at_ms: 0,
+        ever_ran: true,
+    };
     let ended = Facts { end: Some(End::recorded(&record)), ..facts(VmState::Ended) };
     let patch = instance_status(&ended, &instance("p"), NOW).unwrap();
     let after = merged(&instance("p"), &patch);

@@ -93,6 +93,12 @@ impl Conversation {
         &self.id
     }
 
+    /// Process id of the launcher in this PID namespace, as far as the kernel knows it.
+    pub fn pid(&self) -> Option<u32> {
+        let pid = self.conn.peer().ok()?.pid()?;
+        u32::try_from(pid).ok().filter(|pid| *pid > 0)
+    }
+
     async fn hello(&self) -> Result<Hello, TalkError> {
         let versions = (OLDEST..=VERSION).rev().collect();
         match self.ask(Request::Hello { versions }, &[], PROMPT).await? {

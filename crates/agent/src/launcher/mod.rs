@@ -1,5 +1,49 @@
-//! The launchers of this node: one driver each, from the moment the pod's socket appears until the
-//! pod is gone.
+//! The launchers of this node: one driver each, from the moment the pod's directory appears until the
+//! launcher has ended, and one reporter each, until the pod is gone.
 
 pub mod conversation;
+pub mod driver;
 pub mod plan;
+pub mod reporter;
+pub mod start;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::node_agent::NodeAgent;
+
+/// Pause between two looks into the pods' directory. Part of every start's time.
+const SCAN: Duration = Duration::from_millis(20);
+
+/// Finds launchers for ever and gives each its driver and its reporter.
+pub async fn follow_all(agent: Arc<NodeAgent>) {
+    let driven: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+    loop {
+        match agent.pods.launchers() {
+            Err(error) => tracing::error!(%error, "the pods of this node cannot be found"),
+            Ok(pods) => {
+                for pod_uid in pods {
+                    if driven.lock().insert(pod_uid.clone()) {
+                        tokio::spawn(follow(agent.clone(), pod_uid, driven.clone()));
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(SCAN).await;
+    }
+}
+
+async fn follow(agent: Arc<NodeAgent>, pod_uid: String, driven: Arc<Mutex<BTreeSet<String>>>) {
+    let (driver, facts) = driver::Driver::new(agent.clone(), pod_uid.clone());
+    let reporter = tokio::spawn(reporter::report(agent.clone(), facts));
+    driver.run().await;
+    let _ = reporter.await;
+    // The directory of a pod that is gone disappears with the pod; until then it needs no driver.
+    while agent.pods.exists(&pod_uid) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    driven.lock().remove(&pod_uid);
+}

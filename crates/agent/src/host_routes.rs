@@ -1,0 +1,142 @@
+//! Routes to VMs in the host's namespace, so that the machine itself reaches every VM (architecture.md
+//! §8). Run by the supervisor; uses the same decisions as the nodes ([`crate::network::plan`]).
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::config::TlsFiles;
+use crate::network::netlink::Netlink;
+use crate::network::plan::{self, Hint, Hop};
+use crate::network::{Generation, NetworkError, apply_routes};
+use crate::peers::chain;
+use crate::tls::Identity;
+
+/// Settings of the keeper of the host's routes.
+#[derive(Clone)]
+pub struct Config {
+    /// Client of the API that may list Instances and nodes.
+    pub client: kube::Client,
+    /// The home's bridge: only routes through it are touched, so that several homes do not meet.
+    pub bridge: String,
+    /// Where agents tell routes at a switch-over: an address of the bridge, port 4130.
+    pub listen: SocketAddr,
+    /// TLS identity; its certificate must have the DNS name `host`.
+    pub tls: TlsFiles,
+}
+
+struct Told {
+    node: String,
+    generation: Generation,
+    at: Instant,
+    instead_of: Option<String>,
+}
+
+struct Keeper {
+    cluster: Cluster,
+    netlink: Netlink,
+    bridge: String,
+    told: Mutex<BTreeMap<Ipv4Addr, Told>>,
+    routing: tokio::sync::Mutex<()>,
+}
+
+/// Keeps the host's routes for ever.
+///
+/// # Errors
+/// The netlink socket or the listening address cannot be opened, or the TLS files are unusable.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let Config { client, bridge, listen, tls } = config;
+    let keeper = Arc::new(Keeper {
+        cluster: Cluster::watch(client, None),
+        netlink: Netlink::connect()?,
+        bridge,
+        told: Mutex::default(),
+        routing: tokio::sync::Mutex::default(),
+    });
+    let hears = keeper.clone();
+    let serving = crate::server::serve_routes(listen, Identity::load(&tls)?, move |route| {
+        let keeper = hears.clone();
+        async move { keeper.hear(&route).await }
+    });
+    tokio::select! {
+        result = serving => Ok(result?),
+        () = keeper.keep() => Ok(()),
+    }
+}
+
+impl Keeper {
+    async fn keep(&self) {
+        self.cluster.ready().await;
+        let mut changes = self.cluster.changes();
+        loop {
+            changes.mark_unchanged();
+            let mut pause = Duration::from_secs(30);
+            if let Err(error) = self.route().await {
+                tracing::warn!(error = %chain(&error), "the host's routes are not as they should be; trying again");
+                pause = Duration::from_secs(1);
+            }
+            let _ = tokio::time::timeout(pause, changes.changed()).await;
+        }
+    }
+
+    async fn hear(&self, route: &holdfast_wire::peer::Route) -> Result<(), String> {
+        let address: Ipv4Addr =
+            route.address.parse().map_err(|_| format!("{:?} is not an IPv4 address", route.address))?;
+        let vms = crate::routes::vms(&self.cluster);
+        let api = vms.iter().find(|vm| vm.address == address).and_then(|vm| vm.node.clone());
+        {
+            let mut told = self.told.lock();
+            if told.get(&address).is_some_and(|known| known.generation >= route.generation) {
+                return Ok(());
+            }
+            let generation = route.generation;
+            let entry = Told { node: route.node.clone(), generation, at: Instant::now(), instead_of: api };
+            told.insert(address, entry);
+        }
+        self.route().await.map_err(|error| chain(&error))
+    }
+
+    async fn route(&self) -> Result<(), NetworkError> {
+        let _guard = self.routing.lock().await;
+        let links = self.netlink.links().await?;
+        let Some(bridge) = links.get(&self.bridge) else {
+            return Err(NetworkError::NoLink(self.bridge.clone()));
+        };
+        let vms = crate::routes::vms(&self.cluster);
+        let alive: Vec<Ipv4Addr> = vms.iter().filter(|vm| vm.node.is_some()).map(|vm| vm.address).collect();
+        let hints = {
+            let mut told = self.told.lock();
+            told.retain(|address, told| {
+                alive.contains(address) || told.at.elapsed() < Duration::from_secs(600)
+            });
+            told.iter()
+                .map(|(address, told)| {
+                    let hint = Hint {
+                        node: told.node.clone(),
+                        age_s: told.at.elapsed().as_secs(),
+                        instead_of: told.instead_of.clone(),
+                    };
+                    (*address, hint)
+                })
+                .collect()
+        };
+        let nodes = self.cluster.node_addresses();
+        let observed = plan::Observed { vms, nodes, hints, ..plan::Observed::default() };
+        let desired = plan::routes(&observed);
+        let present: BTreeMap<Ipv4Net, Hop> = self
+            .netlink
+            .our_routes(&links)
+            .await?
+            .into_iter()
+            .filter(|route| route.link == Some(bridge.index))
+            .map(|route| (route.net, route.hop))
+            .collect();
+        apply_routes(&self.netlink, &links, &present, &desired, None).await
+    }
+}

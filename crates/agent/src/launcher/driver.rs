@@ -1,0 +1,425 @@
+//! The driver of one launcher: connects, decides ([`super::plan`]), acts, and follows the launcher to
+//! its certain end. A crash of the agent at any point costs nothing but time: the next driver finds
+//! the same launcher, whose answers to repeated requests are the same.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_api::engine::ExitCause;
+use holdfast_wire::Id;
+use holdfast_wire::launcher::{Event, Request, StopWhy, VmState};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::conversation::{Conversation, Hello, PROMPT, TalkError};
+use super::plan::{Asked, Observed, Step, plan};
+use super::start::{Start, StepError, disk_in_pod, guest_nic};
+use crate::migration::Outgoing;
+use crate::node_agent::{Connected, NodeAgent};
+use crate::peers::chain;
+use crate::report::{self, End, Facts};
+
+/// Pause between two looks for a launcher's socket.
+const LOOK: Duration = Duration::from_millis(20);
+/// Pause between two looks at a launcher whose connection is gone.
+const LOOK_AT_END: Duration = Duration::from_millis(50);
+/// The clock of waits that nothing else wakes.
+const TICK: Duration = Duration::from_secs(1);
+/// A launcher that refuses this often to start QEMU never will.
+const REFUSALS: u32 = 3;
+/// A directory whose pod the API does not know may be younger than the watch, for this long.
+const UNKNOWN_POD: Duration = Duration::from_secs(10);
+
+/// The driver of the launcher of one pod.
+pub struct Driver {
+    agent: Arc<NodeAgent>,
+    pod_uid: String,
+    facts: watch::Sender<Facts>,
+    /// Why the platform itself ended the launcher before its guest ran.
+    given_up: Option<End>,
+    outgoing: Option<Outgoing>,
+    began: Instant,
+    seen_pod: bool,
+}
+
+impl Driver {
+    /// A driver for the launcher of this pod, and what it finds out.
+    pub fn new(agent: Arc<NodeAgent>, pod_uid: String) -> (Self, watch::Receiver<Facts>) {
+        let facts = Facts {
+            id: Id { pod_uid: pod_uid.clone(), ..Id::default() },
+            node: agent.config.node.clone(),
+            boot_id: agent.config.boot_id.clone(),
+            ..Facts::default()
+        };
+        let facts = watch::Sender::new(facts);
+        let receiver = facts.subscribe();
+        let began = Instant::now();
+        let driver = Self { agent, pod_uid, facts, given_up: None, outgoing: None, began, seen_pod: false };
+        (driver, receiver)
+    }
+
+    /// Follows the launcher until its end is certain and its network is gone.
+    pub async fn run(mut self) {
+        loop {
+            match Conversation::open(&self.agent.pods.socket(&self.pod_uid)).await {
+                Ok((conversation, events, hello)) => {
+                    let conversation = Arc::new(conversation);
+                    tracing::info!(id = %conversation.id(), "launcher connected");
+                    self.converse(&conversation, events, &hello).await;
+                    self.agent.disconnect(&self.pod_uid);
+                    tracing::info!(id = %conversation.id(), "launcher disconnected");
+                }
+                Err(TalkError::Connect(_)) => {}
+                Err(error) => tracing::warn!(pod = self.pod_uid, error = %chain(&error), "launcher"),
+            }
+            if let Some(end) = self.certain_end() {
+                self.finish(end).await;
+                return;
+            }
+            let known = !self.facts.borrow().id.instance_uid.is_empty();
+            tokio::time::sleep(if known { LOOK_AT_END } else { LOOK }).await;
+        }
+    }
+
+    /// The end of the launcher, once it is certain.
+    fn certain_end(&mut self) -> Option<End> {
+        let pods = &self.agent.pods;
+        let pod = self.agent.cluster.pods.get(&self.pod_uid);
+        self.seen_pod |= pod.is_some();
+        let on_disk = match pods.on_disk(&self.pod_uid) {
+            Ok(on_disk) => on_disk,
+            Err(error) => {
+                tracing::error!(pod = self.pod_uid, %error, "the launcher's records cannot be read");
+                return None;
+            }
+        };
+        let complete = self.agent.cluster.pods.is_complete();
+        let gone = complete && pod.is_none() && (self.seen_pod || self.began.elapsed() > UNKNOWN_POD);
+        let over = gone || pod.as_deref().is_some_and(is_final);
+        let ended = pods.has_ended(&self.pod_uid, on_disk.as_ref());
+        if !(ended || over && pods.is_gone(&self.pod_uid)) {
+            return None;
+        }
+        let on_disk = on_disk.unwrap_or_default();
+        let said = self.facts.borrow().state.exit.clone();
+        let record = on_disk.exit.or(said);
+        let ran = on_disk.started || self.facts.borrow().state.vm != VmState::Empty;
+        let unrecorded = || if gone { End::removed() } else { End::unrecorded(ran) };
+        let end = record.as_ref().map_or_else(unrecorded, End::recorded);
+        Some(self.given_up.clone().unwrap_or(end))
+    }
+
+    async fn finish(&mut self, end: End) {
+        self.outgoing = None;
+        self.learn_identity();
+        tracing::info!(id = %self.facts.borrow().id, ?end, "launcher ended");
+        self.facts.send_modify(|facts| {
+            facts.state.vm = VmState::Ended;
+            facts.end = Some(end);
+        });
+        let id = self.facts.borrow().id.clone();
+        while let Err(error) = self.agent.network.unplug(&id.instance_uid, &id.pod_uid).await {
+            tracing::warn!(%id, error = %chain(&error), "the VM's network is not gone yet; trying again");
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    /// Whom a launcher served that never connected to this agent: its record or its pod tells.
+    fn learn_identity(&self) {
+        let known = !self.facts.borrow().id.instance_uid.is_empty();
+        let recorded =
+            self.agent.pods.on_disk(&self.pod_uid).ok().flatten().and_then(|d| d.exit).map(|e| e.id);
+        let pod = self.agent.cluster.pods.get(&self.pod_uid);
+        self.facts.send_modify(|facts| {
+            if !known && let Some(id) = recorded.or_else(|| pod.as_deref().and_then(id_of_pod)) {
+                facts.id = id;
+            }
+            if let Some(pod) = &pod {
+                facts.pod_name = pod.name_any();
+            }
+        });
+    }
+
+    async fn converse(
+        &mut self,
+        conversation: &Arc<Conversation>,
+        mut events: mpsc::Receiver<Event>,
+        hello: &Hello,
+    ) {
+        let Some(first) = events.recv().await else { return };
+        self.facts.send_modify(|facts| facts.id = conversation.id().clone());
+        self.learn_identity();
+        self.take_in(first, conversation);
+        let mut asked = Asked::default();
+        let mut changes = self.agent.cluster.changes();
+        let mut retry = Retry::default();
+        let mut last_wait = "";
+        loop {
+            while let Ok(event) = events.try_recv() {
+                self.take_in(event, conversation);
+            }
+            self.adopt_network().await;
+            changes.mark_unchanged();
+            let step = self.decide(conversation.id(), &asked);
+            if let Step::Wait(why) = step {
+                if why != last_wait {
+                    tracing::debug!(id = %conversation.id(), why, "waiting");
+                    last_wait = why;
+                }
+            } else if retry.is_due() {
+                match self.act(&step, conversation, hello, &mut asked).await {
+                    Ok(()) => {
+                        retry = Retry::default();
+                        if !matches!(step, Step::Settle(_)) {
+                            continue;
+                        }
+                    }
+                    Err(error) => self.failed(&step, &error, &mut retry),
+                }
+            }
+            let wake = retry.at.unwrap_or_else(|| Instant::now() + TICK);
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.take_in(event, conversation),
+                    None => return,
+                },
+                _ = changes.changed() => {}
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    fn decide(&self, id: &Id, asked: &Asked) -> Step {
+        let instance = self.agent.instance(id);
+        let migration = instance.as_deref().and_then(|i| self.agent.named_migration(i));
+        if self.given_up.is_some() {
+            return if asked.kill { Step::Wait("it is being ended") } else { Step::Kill(StopWhy::Power) };
+        }
+        plan(&Observed {
+            id,
+            state: &self.facts.borrow().state,
+            instance: instance.as_deref(),
+            migration: migration.as_deref(),
+            asked,
+        })
+    }
+
+    fn take_in(&self, event: Event, conversation: &Arc<Conversation>) {
+        self.facts.send_modify(|facts| match event {
+            Event::State(state) => facts.state = state,
+            Event::Migration(migration) => facts.state.migration = Some(migration),
+            Event::Guest(guest) => facts.state.guest = Some(guest),
+            Event::Ended(record) => {
+                facts.state.vm = VmState::Ended;
+                facts.state.exit = Some(record);
+            }
+        });
+        let facts = self.facts.borrow();
+        self.agent.connect(Connected {
+            id: facts.id.clone(),
+            conversation: conversation.clone(),
+            state: facts.state.clone(),
+            run: self.agent.pods.run(&self.pod_uid),
+        });
+    }
+
+    /// A launcher that holds a tap which this agent does not serve: the agent was restarted.
+    async fn adopt_network(&self) {
+        let (id, vm) = {
+            let facts = self.facts.borrow();
+            (facts.id.clone(), facts.state.vm)
+        };
+        let holds_tap = !matches!(vm, VmState::Empty | VmState::Preparing | VmState::Ended);
+        if !holds_tap || self.agent.network.has(&id.instance_uid, &id.pod_uid) {
+            return;
+        }
+        let Some(instance) = self.agent.instance(&id) else { return };
+        match guest_nic(&id, &instance) {
+            Ok(Some(nic)) => {
+                tracing::info!(%id, "adopting the VM's network");
+                if let Err(error) = self.agent.network.adopt(nic).await {
+                    tracing::warn!(%id, error = %chain(&error), "the VM's network could not be adopted");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%id, %error, "the VM's network could not be adopted"),
+        }
+    }
+
+    async fn act(
+        &mut self,
+        step: &Step,
+        conversation: &Arc<Conversation>,
+        hello: &Hello,
+        asked: &mut Asked,
+    ) -> Result<(), StepError> {
+        tracing::info!(id = %conversation.id(), ?step, "launcher");
+        let facts = self.facts.borrow().clone();
+        let start = Start {
+            agent: &self.agent,
+            conversation,
+            facts: &facts,
+            qemu_version: &hello.qemu_version,
+            pid: conversation.pid(),
+        };
+        match step {
+            Step::Wait(_) => {}
+            Step::Prepare => {
+                start.prepare().await?;
+                self.prepared(conversation);
+            }
+            Step::Run => start.run().await?,
+            Step::PrepareIncoming(uid) => {
+                let migration = self.agent.cluster.migrations.get(uid);
+                let migration =
+                    migration.ok_or_else(|| StepError::NotYet("the Migration is gone".to_owned()))?;
+                start.prepare_incoming(&migration).await?;
+                self.prepared(conversation);
+            }
+            Step::MigrateIn(uid) => {
+                let request = Request::MigrateIn { migration_uid: uid.clone() };
+                conversation.order(request, None, PROMPT).await?;
+                asked.migrate_in = Some(uid.clone());
+            }
+            Step::Stop { grace_s, why } => {
+                conversation.order(Request::Stop { grace_s: *grace_s, why: *why }, None, PROMPT).await?;
+                asked.stop = true;
+            }
+            Step::Kill(why) => {
+                conversation.order(Request::Kill { why: *why }, None, PROMPT).await?;
+                asked.kill = true;
+            }
+            Step::Cancel(uid, why) => {
+                let request = Request::Cancel { migration_uid: uid.clone(), why: (*why).to_owned() };
+                asked.cancel = Some(uid.clone());
+                conversation.order(request, None, PROMPT).await?;
+            }
+            Step::MigrateOut(_) | Step::Switch(_) | Step::RoutesBack(_) | Step::Settle(_) => {
+                self.source_step(step, conversation, asked).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps of the source of a move; see [`crate::migration`].
+    async fn source_step(
+        &mut self,
+        step: &Step,
+        conversation: &Conversation,
+        asked: &mut Asked,
+    ) -> Result<(), StepError> {
+        let id = conversation.id();
+        match step {
+            Step::MigrateOut(uid) => {
+                let outgoing = Outgoing::begin(self.agent.clone(), id, uid).await?;
+                let config = outgoing.config();
+                self.outgoing = Some(outgoing);
+                asked.migrate_out = Some(uid.clone());
+                let request = Request::MigrateOut { migration_uid: uid.clone(), config };
+                conversation.order(request, None, PROMPT).await?;
+            }
+            Step::Switch(uid) => {
+                let routes_done = match &mut self.outgoing {
+                    Some(outgoing) if outgoing.uid() == uid => outgoing.routes_to_target().await,
+                    _ => false,
+                };
+                let request = Request::Switch { migration_uid: uid.clone(), routes_done };
+                asked.switch = Some(uid.clone());
+                conversation.order(request, None, PROMPT).await?;
+            }
+            Step::RoutesBack(uid) => {
+                asked.routes_back = Some(uid.clone());
+                crate::migration::routes_back(&self.agent, id).await;
+                self.outgoing = None;
+            }
+            Step::Settle(uid) => {
+                if self.outgoing.as_ref().is_none_or(|outgoing| outgoing.uid() != uid) {
+                    // The agent was restarted: the launcher needs its way to the target again.
+                    self.outgoing = Some(Outgoing::begin(self.agent.clone(), id, uid).await?);
+                }
+                if let Some(verdict) = crate::migration::verdict(&self.agent, id, uid).await {
+                    let request = Request::Settle { migration_uid: uid.clone(), verdict };
+                    conversation.order(request, None, PROMPT).await?;
+                }
+            }
+            Step::Wait(_)
+            | Step::Prepare
+            | Step::Run
+            | Step::PrepareIncoming(_)
+            | Step::MigrateIn(_)
+            | Step::Cancel(..)
+            | Step::Stop { .. }
+            | Step::Kill(_) => {}
+        }
+        Ok(())
+    }
+
+    /// QEMU has the disks now: what the guest sees of them.
+    fn prepared(&self, conversation: &Conversation) {
+        let Some(instance) = self.agent.instance(conversation.id()) else { return };
+        let stored =
+            instance.status.as_ref().and_then(|s| s.runtime.as_ref()).and_then(|r| r.definition.clone());
+        let Some(Ok(definition)) = stored.map(serde_json::from_value) else { return };
+        let pid = conversation.pid();
+        let size = |disk: &str| {
+            let path = pid.and_then(|pid| disk_in_pod(pid, disk));
+            let length = path.and_then(|path| std::fs::metadata(path).ok()).map_or(0, |m| m.len());
+            i64::try_from(length).unwrap_or(i64::MAX)
+        };
+        let volumes = report::volumes(&definition, size);
+        self.facts.send_modify(|facts| facts.volumes = volumes);
+    }
+
+    fn failed(&mut self, step: &Step, error: &StepError, retry: &mut Retry) {
+        retry.again();
+        let id = self.facts.borrow().id.clone();
+        tracing::warn!(%id, ?step, error = %chain(error), "not done");
+        let starting = matches!(step, Step::Prepare | Step::PrepareIncoming(_));
+        let hopeless = match error {
+            StepError::Unbuildable(_) => true,
+            StepError::Talk(TalkError::Refused(_)) => starting && retry.count >= REFUSALS,
+            _ => false,
+        };
+        if hopeless && starting {
+            let cause = Some(ExitCause::StartFailed);
+            self.given_up = Some(End { cause, detail: chain(error) });
+            *retry = Retry::default();
+        }
+    }
+}
+
+/// Waits between tries of one step, from a tenth of a second to five seconds.
+#[derive(Debug, Default)]
+struct Retry {
+    at: Option<Instant>,
+    count: u32,
+}
+
+impl Retry {
+    fn is_due(&self) -> bool {
+        self.at.is_none_or(|at| at <= Instant::now())
+    }
+
+    fn again(&mut self) {
+        let pause = Duration::from_millis(100) * 2u32.saturating_pow(self.count.min(6));
+        self.count += 1;
+        self.at = Some(Instant::now() + pause.min(Duration::from_secs(5)));
+    }
+}
+
+fn is_final(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn id_of_pod(pod: &Pod) -> Option<Id> {
+    use holdfast_api::names::label;
+    let labels = pod.labels();
+    Some(Id {
+        instance_uid: labels.get(label::CREATED_BY)?.clone(),
+        epoch: labels.get(label::EPOCH)?.parse().ok()?,
+        pod_uid: pod.uid()?,
+    })
+}

@@ -1,0 +1,148 @@
+//! Writes what one launcher's driver finds out into the API. Apart from the driver, so that a move
+//! goes on while the API is away: what could not be written is written when it is back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_api::engine::{Instance, Migration};
+use holdfast_env::{Timestamp, fault};
+use kube::ResourceExt as _;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::cluster::{is_conflict, is_not_found};
+use crate::node_agent::NodeAgent;
+use crate::peers::chain;
+use crate::report::{self, Facts};
+
+/// Least time between two writes that only tell progress.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// Longest pause between two tries of a write.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A write that was answered by a conflict is tried this often on what a fresh read shows.
+const TRIES: u32 = 5;
+
+/// Reports until the launcher has ended and its end is written (or there is nobody to tell).
+pub async fn report(agent: Arc<NodeAgent>, mut facts: watch::Receiver<Facts>) {
+    // Before everything was listed once, "no such Instance" means nothing.
+    agent.cluster.ready().await;
+    let mut changes = agent.cluster.changes();
+    let mut last_progress: Option<Instant> = None;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        changes.mark_unchanged();
+        let known = facts.borrow_and_update().clone();
+        let due = last_progress.is_none_or(|at| at.elapsed() >= PROGRESS);
+        let result = write(&agent, &known, due).await;
+        let wake = match &result {
+            Ok(wrote_progress) => {
+                pause = Duration::from_millis(100);
+                if *wrote_progress {
+                    last_progress = Some(Instant::now());
+                }
+                if known.end.is_some() {
+                    return;
+                }
+                PROGRESS
+            }
+            Err(error) => {
+                tracing::warn!(id = %known.id, error = %chain(error), "not reported yet");
+                pause = (pause * 2).min(PAUSE_MAX);
+                pause
+            }
+        };
+        let alive = tokio::select! {
+            changed = facts.changed() => changed.is_ok(),
+            _ = changes.changed() => true,
+            () = tokio::time::sleep(wake) => true,
+        };
+        // The driver has finished; what it found out last is still to be written.
+        if !alive && result.is_err() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// Writes everything that differs; true when figures of a copy were among it.
+async fn write(agent: &NodeAgent, facts: &Facts, progress_due: bool) -> kube::Result<bool> {
+    let now = holdfast_env::Clock::Real.now();
+    let Some(instance) = agent.instance(&facts.id) else { return Ok(false) };
+    let flipped = write_instance(agent, &instance, facts, now).await?;
+    if flipped {
+        fault::point("flipped").await;
+    }
+    let Some(migration) = agent.named_migration(&instance) else { return Ok(false) };
+    write_migration(agent, &migration, facts, now, progress_due).await
+}
+
+/// The Instance's share: flip, report, and the marks of a move's source, in this order of urgency.
+async fn write_instance(
+    agent: &NodeAgent,
+    cached: &Instance,
+    facts: &Facts,
+    now: Timestamp,
+) -> kube::Result<bool> {
+    let mut instance = cached.clone();
+    for attempt in 1.. {
+        let flip = report::flip(facts, &instance, now);
+        let is_flip = flip.is_some();
+        let patch = flip
+            .or_else(|| report::instance_status(facts, &instance, now))
+            .or_else(|| report::source_in_instance(facts, &instance, now));
+        let Some(patch) = patch else { return Ok(false) };
+        match agent.cluster.write_instance_status(&instance, patch).await {
+            Ok(written) if is_flip => {
+                tracing::info!(id = %facts.id, "flipped: the VM belongs to this node");
+                drop(written);
+                return Ok(true);
+            }
+            // One function's fields are written; the next may have some, too.
+            Ok(written) => instance = written,
+            Err(error) if is_conflict(&error) && attempt < TRIES => {
+                let namespace = instance.namespace().unwrap_or_default();
+                match agent.cluster.read_instance(&namespace, &instance.name_any()).await? {
+                    Some(fresh) if fresh.metadata.uid == cached.metadata.uid => instance = fresh,
+                    _ => return Ok(false),
+                }
+            }
+            Err(error) if is_not_found(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+async fn write_migration(
+    agent: &NodeAgent,
+    cached: &Migration,
+    facts: &Facts,
+    now: Timestamp,
+    progress_due: bool,
+) -> kube::Result<bool> {
+    let address = agent.config.node_address.to_string();
+    let mut migration = cached.clone();
+    let mut progress = false;
+    for attempt in 1.. {
+        let patch = report::source_in_migration(facts, &migration, now, progress_due && !progress)
+            .or_else(|| report::target_in_migration(facts, &migration, &address, agent.port(), now));
+        let Some(patch) = patch else { return Ok(progress) };
+        let has_progress = patch.get("progress").is_some_and(Value::is_object);
+        match agent.cluster.write_migration_status(&migration, patch).await {
+            Ok(written) => {
+                progress |= has_progress;
+                migration = written;
+            }
+            Err(error) if is_conflict(&error) && attempt < TRIES => {
+                let namespace = migration.namespace().unwrap_or_default();
+                match agent.cluster.read_migration(&namespace, &migration.name_any()).await? {
+                    Some(fresh) if fresh.metadata.uid == cached.metadata.uid => migration = fresh,
+                    _ => return Ok(progress),
+                }
+            }
+            Err(error) if is_not_found(&error) => return Ok(progress),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(progress)
+}

@@ -1,0 +1,212 @@
+//! Starting QEMU, with its authorisation: the only place from which `Prepare` and `Run` are sent.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use holdfast_api::engine::{AfterReset, Instance, Migration};
+use holdfast_api::names::secret::{CLOUD_INIT_KEYS, SYSPREP_KEYS};
+use holdfast_env::fault;
+use holdfast_hypervisor::bootsector;
+use holdfast_hypervisor::definition::Definition;
+use holdfast_wire::launcher::{OnReset, Prepare, Request};
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt as _;
+use kube::api::Api;
+
+use super::conversation::{Conversation, PREPARE, PROMPT, TalkError};
+use crate::authorise::{self, Refusal};
+use crate::cluster::is_conflict;
+use crate::definition::{self, NodeFacts, Unbuildable};
+use crate::network::{GuestNic, NetworkError};
+use crate::node_agent::NodeAgent;
+use crate::report::{self, Facts};
+
+/// A step towards a running guest was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The store does not authorise it (now).
+    #[error("not authorised: {0}")]
+    Refused(#[from] Refusal),
+    /// The API cannot be asked.
+    #[error("the API")]
+    Api(#[source] Box<kube::Error>),
+    /// Somebody wrote the Instance between the check and the record.
+    #[error("the Instance changed meanwhile")]
+    Changed,
+    /// The VM cannot be built as it is described; trying again does not help.
+    #[error(transparent)]
+    Unbuildable(#[from] Unbuildable),
+    /// The network.
+    #[error("the VM's network")]
+    Network(#[from] NetworkError),
+    /// The launcher.
+    #[error(transparent)]
+    Talk(#[from] TalkError),
+    /// Something is not there yet.
+    #[error("{0}")]
+    NotYet(String),
+}
+
+impl From<kube::Error> for StepError {
+    fn from(error: kube::Error) -> Self {
+        if is_conflict(&error) { Self::Changed } else { Self::Api(Box::new(error)) }
+    }
+}
+
+/// One launcher that is to be started.
+pub struct Start<'a> {
+    /// This node's agent.
+    pub agent: &'a NodeAgent,
+    /// The connection.
+    pub conversation: &'a Conversation,
+    /// What is known about the launcher.
+    pub facts: &'a Facts,
+    /// QEMU's version as the launcher said it.
+    pub qemu_version: &'a str,
+    /// Process id of the launcher in this PID namespace.
+    pub pid: Option<u32>,
+}
+
+impl Start<'_> {
+    /// The Instance as the store has it now.
+    async fn read(&self) -> Result<Instance, StepError> {
+        let id = &self.facts.id;
+        let cached = self
+            .agent
+            .instance(id)
+            .ok_or_else(|| StepError::NotYet("the Instance is not known".to_owned()))?;
+        let namespace = cached.namespace().unwrap_or_default();
+        let read = self.agent.cluster.read_instance(&namespace, &cached.name_any()).await?;
+        read.ok_or_else(|| StepError::NotYet("the Instance is gone".to_owned()))
+    }
+
+    /// Cold start: check, record, plug, prepare. The record is written only if nobody changed the
+    /// Instance since the check, so check and record are one step.
+    pub async fn prepare(&self) -> Result<(), StepError> {
+        let instance = self.read().await?;
+        authorise::cold_start(&self.agent.here(), &self.facts.id, &instance)?;
+        let seed_files = self.seed_files(&instance).await?;
+        let node =
+            NodeFacts { accelerator: self.agent.accelerator, qemu_version: self.qemu_version.to_owned() };
+        let bootable = |disk: &str| self.has_boot_sector(disk);
+        let definition = definition::build(&instance, &node, &seed_files, bootable)?;
+        let now = holdfast_env::Clock::Real.now();
+        let record = report::starting(self.facts, &definition, self.qemu_version, now);
+        self.agent.cluster.write_instance_status(&instance, record).await?;
+        fault::point("start_recorded").await;
+        self.send_prepare(&instance, &definition, seed_files, None).await
+    }
+
+    /// Starts QEMU as the target of a move, from the definition stored when the guest was started.
+    pub async fn prepare_incoming(&self, migration: &Migration) -> Result<(), StepError> {
+        let instance = self.read().await?;
+        let namespace = migration.namespace().unwrap_or_default();
+        let read = self.agent.cluster.read_migration(&namespace, &migration.name_any()).await?;
+        let migration = read.ok_or_else(|| StepError::NotYet("the Migration is gone".to_owned()))?;
+        authorise::incoming(&self.agent.here(), &self.facts.id, &instance, &migration)?;
+        let stored =
+            instance.status.as_ref().and_then(|s| s.runtime.as_ref()).and_then(|r| r.definition.clone());
+        let stored = stored
+            .ok_or_else(|| StepError::NotYet("the Instance holds no definition to start from".to_owned()))?;
+        let definition: Definition = serde_json::from_value(stored)
+            .map_err(|e| Unbuildable(format!("the stored definition cannot be read: {e}")))?;
+        let seed_files = self.seed_files(&instance).await?;
+        let uid = migration.metadata.uid.clone();
+        self.send_prepare(&instance, &definition, seed_files, uid).await
+    }
+
+    /// Checks once more and lets the guest run.
+    pub async fn run(&self) -> Result<(), StepError> {
+        let instance = self.read().await?;
+        authorise::cold_start(&self.agent.here(), &self.facts.id, &instance)?;
+        Ok(self.conversation.order(Request::Run, None, PROMPT).await?)
+    }
+
+    async fn send_prepare(
+        &self,
+        instance: &Instance,
+        definition: &Definition,
+        seed_files: BTreeMap<String, String>,
+        incoming: Option<String>,
+    ) -> Result<(), StepError> {
+        let tap = self.plug(instance).await?;
+        let on_reset = match instance.spec.restart_rules.guest_reset {
+            AfterReset::InPlace => OnReset::InPlace,
+            AfterReset::Restart | AfterReset::Stay => OnReset::End,
+        };
+        let definition =
+            serde_json::to_value(definition).expect("invariant: a definition holds only JSON types");
+        let prepare = Prepare { definition, incoming, seed_files, on_reset };
+        let request = Request::Prepare(Box::new(prepare));
+        Ok(self.conversation.order(request, tap.as_ref(), PREPARE).await?)
+    }
+
+    async fn plug(&self, instance: &Instance) -> Result<Option<OwnedFd>, StepError> {
+        match guest_nic(&self.facts.id, instance)? {
+            None => Ok(None),
+            Some(nic) => Ok(Some(self.agent.network.plug(nic).await?)),
+        }
+    }
+
+    /// The provisioning files: user data comes from the Secret or stands in the Instance.
+    async fn seed_files(&self, instance: &Instance) -> Result<BTreeMap<String, String>, StepError> {
+        let Some(seed) = &instance.spec.hardware.seed else { return Ok(BTreeMap::new()) };
+        let text = match (&seed.secret_name, &seed.inline) {
+            (Some(name), _) => Some(self.secret(instance, name).await?),
+            (None, inline) => inline.clone(),
+        };
+        Ok(definition::seed_files(instance, text.as_deref())?)
+    }
+
+    async fn secret(&self, instance: &Instance, name: &str) -> Result<String, StepError> {
+        let namespace = instance.namespace().unwrap_or_default();
+        let api: Api<Secret> = Api::namespaced(self.agent.cluster.client.clone(), &namespace);
+        let secret = api
+            .get_opt(name)
+            .await?
+            .ok_or_else(|| StepError::NotYet(format!("Secret {namespace}/{name} does not exist")))?;
+        let data = secret.data.unwrap_or_default();
+        let keys = CLOUD_INIT_KEYS.iter().chain(&SYSPREP_KEYS);
+        let found = keys.filter_map(|key| data.get(*key)).next();
+        let bytes = found.ok_or_else(|| {
+            Unbuildable(format!("Secret {namespace}/{name} has none of the keys {CLOUD_INIT_KEYS:?}"))
+        })?;
+        String::from_utf8(bytes.0.clone())
+            .map_err(|_| Unbuildable(format!("Secret {namespace}/{name} is not text")).into())
+    }
+
+    fn has_boot_sector(&self, disk: &str) -> bool {
+        // A disk that cannot be read keeps its place; QEMU will say what is wrong with it.
+        let path = self.pid.and_then(|pid| disk_in_pod(pid, disk));
+        path.is_none_or(|path| bootsector::has_boot_signature(&path).unwrap_or(true))
+    }
+}
+
+/// A disk's image as the launcher's process sees it.
+pub fn disk_in_pod(pid: u32, disk: &str) -> Option<PathBuf> {
+    let inside = holdfast_api::names::launcher_pod::disk_path(disk);
+    let root = Path::new("/proc").join(pid.to_string()).join("root");
+    let path = root.join(inside.trim_start_matches('/'));
+    path.exists().then_some(path)
+}
+
+/// The network identity of an Instance's VM, plugged for one launcher; none for a VM without network.
+///
+/// # Errors
+/// The Instance's addresses cannot be read.
+pub fn guest_nic(id: &holdfast_wire::Id, instance: &Instance) -> Result<Option<GuestNic>, Unbuildable> {
+    let hardware = &instance.spec.hardware;
+    let Some(nic) = &hardware.nic else { return Ok(None) };
+    let host_name = hardware.seed.as_ref().map(|seed| seed.hostname.clone()).filter(|name| !name.is_empty());
+    Ok(Some(GuestNic {
+        instance_uid: id.instance_uid.clone(),
+        pod_uid: id.pod_uid.clone(),
+        mac: nic.mac.parse().map_err(|e: crate::network::names::BadMac| Unbuildable(e.to_string()))?,
+        address: nic
+            .address
+            .parse()
+            .map_err(|_| Unbuildable(format!("address {:?} is not an IPv4 address", nic.address)))?,
+        host_name: host_name.unwrap_or_else(|| instance.name_any()),
+    }))
+}

@@ -1,0 +1,237 @@
+//! The source's share of a move: the streams to the target, the switch of the routes, and what is
+//! certain about the target when its word does not come (migration-and-maintenance.md §2.4 to §2.6).
+//!
+//! Memory and COMMIT run launcher → unix socket → this agent → TLS → the target's agent → unix socket
+//! → launcher. The target's share of the streams is in [`crate::server`].
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use holdfast_api::engine::Migration;
+use holdfast_env::fault;
+use holdfast_wire::Id;
+use holdfast_wire::launcher::{MoveConfig, SOCKET_CONTROL_OUT, SOCKET_MEMORY_OUT, Verdict};
+use holdfast_wire::peer::{Open, Records, Route};
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+
+use crate::launcher::start::StepError;
+use crate::node_agent::{NodeAgent, address_of};
+use crate::peers::{Line, Peer, Switchboard, ask_launcher, chain};
+
+/// Bytes that a proxy moves at once.
+pub const CHUNK: usize = 256 << 10;
+
+/// A move that goes out from here. Dropping it closes its sockets and cuts its streams.
+pub struct Outgoing {
+    agent: Arc<NodeAgent>,
+    id: Id,
+    uid: String,
+    config: MoveConfig,
+    address: Option<Ipv4Addr>,
+    target: Peer,
+    keepers: Vec<Peer>,
+    switchboard: Switchboard,
+    sockets: Vec<PathBuf>,
+    _proxies: JoinSet<()>,
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        for socket in &self.sockets {
+            // Gone with the pod's directory at the latest.
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+impl Outgoing {
+    /// Opens the lines to everybody concerned and listens for the launcher's streams.
+    ///
+    /// # Errors
+    /// The Migration or the target's node is not known, or the sockets cannot be made.
+    pub async fn begin(agent: Arc<NodeAgent>, id: &Id, uid: &str) -> Result<Self, StepError> {
+        let migration = agent.cluster.migrations.get(uid);
+        let migration = migration.ok_or_else(|| StepError::NotYet("the Migration is gone".to_owned()))?;
+        let (target, target_id) = target_of(&agent, &migration, id)?;
+        let keepers = agent.route_keepers();
+        let switchboard = Switchboard::open(&agent.identity, keepers.clone()).await;
+        let run = agent.pods.run(&id.pod_uid);
+        let mut proxies = JoinSet::new();
+        let mut sockets = vec![];
+        let control = Open::Control { migration_uid: uid.to_owned(), target: target_id.clone() };
+        let memory = Open::Memory { migration_uid: uid.to_owned(), target: target_id };
+        for (name, open) in [(SOCKET_CONTROL_OUT, control), (SOCKET_MEMORY_OUT, memory)] {
+            let path = run.join(name);
+            let listener = listen(&path).map_err(|e| StepError::NotYet(e.to_string()))?;
+            sockets.push(path);
+            proxies.spawn(proxy(agent.clone(), listener, target.clone(), open));
+        }
+        let config = migration.status.as_ref().and_then(|s| s.config.clone()).unwrap_or_default();
+        let config = MoveConfig {
+            bandwidth_bytes_s: config.bandwidth,
+            downtime_ms: config.downtime_ms,
+            auto_converge: config.auto_converge,
+            completion_timeout_s: config.completion_timeout_s,
+            progress_timeout_s: config.progress_timeout_s,
+        };
+        let address = agent.instance(id).and_then(|instance| address_of(&instance));
+        Ok(Self {
+            agent,
+            id: id.clone(),
+            uid: uid.to_owned(),
+            config,
+            address,
+            target,
+            keepers,
+            switchboard,
+            sockets,
+            _proxies: proxies,
+        })
+    }
+
+    /// Uid of the Migration.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// Limits of the move.
+    pub fn config(&self) -> MoveConfig {
+        self.config.clone()
+    }
+
+    /// The guest is stopped: its traffic belongs to the target from now on (strategy C of
+    /// hypervisor.md §13.3). True when the target has taken it over.
+    pub async fn routes_to_target(&mut self) -> bool {
+        let Some(address) = self.address else { return true };
+        let std::net::IpAddr::V4(target_address) = self.target.address.ip() else { return false };
+        let route = self.agent.new_route(address, self.id.epoch, &self.target.node, target_address);
+        let hint = self.agent.network.hint(address, &self.target.node, route.generation);
+        let tell = self.switchboard.tell(&self.agent.identity, &self.keepers, &route, &self.target.node);
+        let (here, told) = tokio::join!(hint, tell);
+        if let Err(error) = here {
+            tracing::warn!(id = %self.id, error = %chain(&error), "the route of this node could not be moved");
+        }
+        fault::point("routes_moved").await;
+        told
+    }
+}
+
+/// The move failed: the traffic belongs to this node (again). Told to everybody, because what was
+/// told before a restart of this agent is not remembered.
+pub async fn routes_back(agent: &NodeAgent, id: &Id) {
+    let Some(address) = agent.instance(id).and_then(|instance| address_of(&instance)) else { return };
+    let route: Route = agent.new_route(address, id.epoch, &agent.config.node, agent.config.node_address);
+    if let Err(error) = agent.network.hint(address, &agent.config.node, route.generation).await {
+        tracing::warn!(%id, error = %chain(&error), "the route of this node could not be taken back");
+    }
+    let keepers = agent.route_keepers();
+    let mut switchboard = Switchboard::open(&agent.identity, keepers.clone()).await;
+    switchboard.tell(&agent.identity, &keepers, &route, &agent.config.node).await;
+}
+
+fn target_of(agent: &NodeAgent, migration: &Migration, id: &Id) -> Result<(Peer, Id), StepError> {
+    let target = migration.status.as_ref().and_then(|s| s.target.as_ref());
+    let target = target.ok_or_else(|| StepError::NotYet("the move has no target".to_owned()))?;
+    let peer = agent
+        .peer(&target.node)
+        .ok_or_else(|| StepError::NotYet(format!("the address of node {} is not known", target.node)))?;
+    let target = Id { pod_uid: target.pod_uid.clone(), ..id.clone() };
+    Ok((peer, target))
+}
+
+fn listen(path: &std::path::Path) -> io::Result<UnixListener> {
+    let listener = holdfast_sys::unixat::bind(path)?;
+    listener.set_nonblocking(true)?;
+    // The launcher and its QEMU run as another user; the directory is theirs alone.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    UnixListener::from_std(listener)
+}
+
+/// Passes every connection of the launcher on to the target.
+async fn proxy(agent: Arc<NodeAgent>, listener: UnixListener, target: Peer, open: Open) {
+    let mut streams = JoinSet::new();
+    loop {
+        let mut from = match listener.accept().await {
+            Ok((from, _)) => from,
+            Err(error) => {
+                tracing::warn!(%error, "a stream of a move could not be accepted");
+                return;
+            }
+        };
+        let (agent, target, open) = (agent.clone(), target.clone(), open.clone());
+        streams.spawn(async move {
+            let opened = async { Line::open(&agent.identity, &target).await?.into_stream(open).await };
+            match opened.await {
+                Ok(mut to) => {
+                    let done =
+                        tokio::io::copy_bidirectional_with_sizes(&mut from, &mut to, CHUNK, CHUNK).await;
+                    tracing::debug!(node = %target.node, ?done, "a stream of a move ended");
+                }
+                Err(error) => {
+                    tracing::warn!(node = %target.node, error = %chain(&error), "a stream of a move was not opened");
+                }
+            }
+        });
+    }
+}
+
+/// What is certain about the target of a move whose source has given up: asked from the target's
+/// agent. None: nothing yet. No time that passes makes it certain (rule 10).
+pub async fn verdict(agent: &NodeAgent, id: &Id, uid: &str) -> Option<Verdict> {
+    let migration = agent.cluster.migrations.get(uid)?;
+    let (peer, target) = match target_of(agent, &migration, id) {
+        Ok(target) => target,
+        Err(error) => {
+            tracing::warn!(%id, %error, "the target of the undecided hand-over cannot be asked");
+            return None;
+        }
+    };
+    match ask_launcher(&agent.identity, &peer, target).await {
+        Ok(records) => {
+            let verdict = settle(&records);
+            tracing::info!(%id, ?records, ?verdict, "undecided hand-over");
+            verdict
+        }
+        Err(error) => {
+            tracing::warn!(%id, error = %chain(&error), "the target's agent was not heard");
+            None
+        }
+    }
+}
+
+/// Rule 7 of §2.4: only the target's own records decide, and "never continued" only when nothing can
+/// continue any more.
+fn settle(records: &Records) -> Option<Verdict> {
+    if records.continued {
+        Some(Verdict::Continued)
+    } else if records.found && records.ended {
+        Some(Verdict::NeverContinued)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // MM-F6, MM-F7, MM-F8 (the decision)
+    #[test]
+    fn only_the_targets_records_settle_a_hand_over() {
+        let rows = [
+            ("runs, has not continued", (true, false, false), None),
+            ("ended, never continued", (true, true, false), Some(Verdict::NeverContinued)),
+            ("continued and runs", (true, false, true), Some(Verdict::Continued)),
+            ("continued and ended", (true, true, true), Some(Verdict::Continued)),
+            ("no trace of it", (false, true, false), None),
+        ];
+        for (what, (found, ended, continued), expected) in rows {
+            let records = Records { found, ended, continued, gave_up: false };
+            assert_eq!(settle(&records), expected, "{what}");
+        }
+    }
+}
