@@ -14,5 +14,4 @@ pub mod port;
 pub mod qemu;
 pub mod qga;
 pub mod qmp;
-pub mod resolve;
 pub mod seed;

@@ -42,6 +42,8 @@ pub trait Machine: Clone + Send + Sync + 'static {
     fn pid(&self) -> u32;
     /// Version of the hypervisor, such as `10.0.2`.
     fn version(&self) -> String;
+    /// The last lines the process wrote to its standard error; QEMU's real reason for a failed load is there.
+    fn last_words(&self) -> String;
     /// Asks for the run state.
     fn status(&self) -> impl Future<Output = Result<RunState, QmpError>> + Send;
     /// Lets the guest run (`cont`).

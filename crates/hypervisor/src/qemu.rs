@@ -46,6 +46,7 @@ pub struct Qemu {
 pub struct QemuMachine {
     pid: u32,
     pidfd: Arc<PidFd>,
+    words: Words,
     monitor: Qmp,
     emergency: Qmp,
 }
@@ -96,7 +97,13 @@ impl Hypervisor for Qemu {
             }
         };
         let (events_tx, events) = mpsc::unbounded_channel();
-        let machine = QemuMachine { pid: process.pid, pidfd: process.pidfd.clone(), monitor, emergency };
+        let machine = QemuMachine {
+            pid: process.pid,
+            pidfd: process.pidfd.clone(),
+            words: process.words.clone(),
+            monitor,
+            emergency,
+        };
         tokio::spawn(forward(raw, events_tx, process));
         Ok(Started { machine, events })
     }
@@ -262,6 +269,10 @@ impl Machine for QemuMachine {
 
     fn version(&self) -> String {
         self.monitor.version().to_string()
+    }
+
+    fn last_words(&self) -> String {
+        self.words.text()
     }
 
     async fn status(&self) -> Result<RunState, QmpError> {

@@ -54,6 +54,10 @@ impl<H: Hypervisor> Driver<H> {
             Ok(info) => info.error.unwrap_or_else(|| "the stream from the source broke".into()),
             Err(e) => e.to_string(),
         };
+        let text = match machine.last_words() {
+            words if words.is_empty() => text,
+            words => format!("{text}: {words}"),
+        };
         self.give_up_move(uid, MoveStage::Failed, "TargetFailed", text).await;
     }
 

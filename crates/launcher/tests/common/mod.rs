@@ -1,6 +1,8 @@
 //! A launcher with a real QEMU, and the test in the part of its agent.
 #![allow(dead_code, reason = "each test file uses its own part of the harness")]
 
+pub mod relay;
+
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
