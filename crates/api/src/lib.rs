@@ -9,6 +9,7 @@ pub mod condition;
 pub mod crds;
 pub mod cvi;
 pub mod engine;
+pub mod import;
 mod macros;
 pub mod names;
 pub mod quantity;

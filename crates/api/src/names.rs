@@ -153,3 +153,12 @@ pub mod launcher_pod {
         format!("{VOLUMES_DIR}/{disk_id}/{}", super::object::DISK_IMAGE_FILE)
     }
 }
+
+/// Name of the claim that holds a disk or image: `d8v-<vd, vi or cvi>-<name>-<uid>`, the name cut
+/// so that the whole keeps within 253 characters. The claim through which another namespace sees a
+/// cluster image has the same name.
+pub fn claim_name(kind: &str, name: &str, uid: &str) -> String {
+    let room = 253usize.saturating_sub("d8v---".len() + kind.len() + uid.len());
+    let cut: String = name.chars().take(room).collect();
+    format!("d8v-{kind}-{}-{uid}", cut.trim_end_matches(['-', '.']))
+}
