@@ -200,3 +200,38 @@ async fn vnc_speaks_rfb_and_the_newest_console_wins() {
     second.write_all(b"p").await.unwrap();
     assert_eq!(l.ended().await.0.cause, Cause::GuestShutdown);
 }
+
+// INV-12, VL §10.4: an ordinary user without capabilities is enough.
+#[tokio::test]
+async fn an_unprivileged_launcher_works_and_stays_small() {
+    use std::os::unix::fs::chown;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    const USER: u32 = 1_000_000_123;
+    let vm = Vm::new();
+    let run = tempfile::tempdir().unwrap();
+    for path in [vm.disk.path(), &vm.disk.path().join("disk.img"), run.path()] {
+        chown(path, Some(USER), Some(USER)).unwrap();
+    }
+    let mut l = Launcher::start_as(run.path(), "pod", Some(USER));
+    l.connect().await;
+    let mut console = l.boot(&vm.definition(), OnReset::End).await;
+    read_until(&mut console, "Babc").await;
+    let qemu = l.qemu_pid().await;
+    let status = std::fs::read_to_string(format!("/proc/{qemu}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..].split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(field("Uid:"), USER.to_string());
+    assert_eq!(field("CapEff:"), "0000000000000000");
+    assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(field("Seccomp:"), "2");
+    // Without QEMU at most 10 MiB of its own (files mapped from disk are shared and not counted).
+    let status = std::fs::read_to_string(format!("/proc/{}/status", l.process.id())).unwrap();
+    let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    let kib: u64 = anonymous.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 10 << 10, "{kib} KiB");
+    println!("launcher: {kib} KiB anonymous");
+}

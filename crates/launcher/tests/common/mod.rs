@@ -118,6 +118,14 @@ impl Launcher {
     }
 
     pub fn start_in(dir: &Path, pod_uid: &str, faults: &str) -> Launcher {
+        Launcher::spawn(dir, pod_uid, faults, None)
+    }
+
+    pub fn start_as(dir: &Path, pod_uid: &str, user: Option<u32>) -> Launcher {
+        Launcher::spawn(dir, pod_uid, "", user)
+    }
+
+    fn spawn(dir: &Path, pod_uid: &str, faults: &str, user: Option<u32>) -> Launcher {
         let id = Id { instance_uid: "vm-uid".into(), epoch: 1, pod_uid: pod_uid.into() };
         let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast-launcher"));
         command
@@ -129,6 +137,9 @@ impl Launcher {
             .env("HOLDFAST_FAULTS", faults)
             .env("HOLDFAST_FAULTS_DIR", dir)
             .process_group(0);
+        if let Some(user) = user {
+            command.uid(user).gid(user);
+        }
         let process = command.spawn().unwrap();
         Launcher { id, dir: dir.to_owned(), process, conn: None, seq: 0, log: vec![], own_dir: None }
     }
