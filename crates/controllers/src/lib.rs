@@ -4,6 +4,8 @@
 //! |---|---|---|---|
 //! | `instance` | Instance | launcher pods, fence Leases | `engine/instance` |
 //! | `vmclass` | VirtualMachineClass | Node, VirtualMachine | `vmclass` |
+//! | `vd` | VirtualDisk | claims, importer pods, images, StorageClass, VirtualMachine | `vd`, `import` |
+//! | `vi`, `cvi` | VirtualImage, ClusterVirtualImage | as `vd`, and volumes | `image`, `import` |
 //! | `vmip` | VirtualMachineIPAddress | leases, VirtualMachine, ModuleConfig | `vmip` |
 //! | `vmipl` | VirtualMachineIPAddressLease | VirtualMachineIPAddress, ModuleConfig | `vmipl` |
 //! | `vm` | VirtualMachine | Instance, class, disks, images, vmip, Secret, pods, vmop | `fronts/deckhouse/vm` |
@@ -13,6 +15,9 @@
 
 pub mod engine;
 pub mod fronts;
+pub mod image;
+pub mod import;
+pub mod vd;
 pub mod vmclass;
 pub mod vmip;
 pub mod vmipl;
@@ -78,9 +83,15 @@ fn assemble(client: kube::Client, config: &Config) -> Runtime {
     let mut runtime = Runtime::new(client, Clock::Real, Entropy::real(), config.metrics.clone());
     let instance = engine::instance::InstanceController::new(runtime.caches(), config);
     runtime.add(instance);
+    let vm = fronts::deckhouse::vm::VmController::new(runtime.caches());
+    runtime.add(vm);
     let vmclass = vmclass::VmClassController::new(runtime.caches());
     let vmip = vmip::VmipController::new(runtime.caches());
     let vmipl = vmipl::VmiplController::new(runtime.caches());
     runtime.add(vmclass).add(vmip).add(vmipl);
+    let vd = vd::VdController::new(runtime.caches(), config);
+    let vi = image::ImageController::<holdfast_api::VirtualImage>::new(runtime.caches(), config);
+    let cvi = image::ImageController::<holdfast_api::ClusterVirtualImage>::new(runtime.caches(), config);
+    runtime.add(vd).add(vi).add(cvi);
     runtime
 }

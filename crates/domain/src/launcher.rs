@@ -1,15 +1,9 @@
 //! What engine, node runtime, agent and launcher must agree on about a launcher pod
-//! (vm-lifecycle.md §10, first-slice.md §5). Label, finalizer and object names are in
+//! (vm-lifecycle.md §10, first-slice.md §5), beyond the names and paths of
 //! `holdfast_api::names`.
 
 use sha2::{Digest, Sha256};
 
-/// Name of the emptyDir volume for sockets and records.
-pub const RUN_VOLUME: &str = "run";
-/// Where [`RUN_VOLUME`] is mounted.
-pub const RUN_DIR: &str = "/run/holdfast";
-/// Directory below which every disk's volume is mounted, by disk id.
-pub const DISKS_DIR: &str = "/disks";
 /// Name of the volume that holds the provisioning Secret.
 pub const SEED_VOLUME: &str = "seed";
 /// Where [`SEED_VOLUME`] is mounted.
@@ -20,8 +14,10 @@ pub const ENV_INSTANCE_UID: &str = "HOLDFAST_INSTANCE_UID";
 pub const ENV_EPOCH: &str = "HOLDFAST_EPOCH";
 /// Environment variable of the container: uid of the pod.
 pub const ENV_POD_UID: &str = "HOLDFAST_POD_UID";
-/// Environment variable of the container: directory of the [`RUN_VOLUME`].
+/// Environment variable of the container: directory of the `run` volume.
 pub const ENV_RUN_DIR: &str = "HOLDFAST_RUN_DIR";
+/// Environment variable of the container: seconds the guest gets to power off after SIGTERM.
+pub const ENV_GRACE: &str = "HOLDFAST_GRACE_PERIOD_SECONDS";
 /// Seconds of the pod's grace period beyond the guest's: for the launcher and for the kill.
 pub const GRACE_MARGIN_S: i64 = 30;
 
@@ -29,18 +25,6 @@ pub const GRACE_MARGIN_S: i64 = 30;
 const UID_FIRST: u32 = 1_000_000_000;
 /// And this many are used.
 const UID_COUNT: u32 = 1_000_000_000;
-
-/// Path of a disk's image inside the launcher pod.
-#[must_use]
-pub fn disk_path(disk_id: &str) -> String {
-    format!("{}/{}", disk_dir(disk_id), holdfast_api::names::object::DISK_IMAGE_FILE)
-}
-
-/// Mount point of a disk's volume inside the launcher pod.
-#[must_use]
-pub fn disk_dir(disk_id: &str) -> String {
-    format!("{DISKS_DIR}/{disk_id}")
-}
 
 /// User id that the launcher of a VM runs as: the same on every node, so that a shared volume's
 /// files stay its own across moves. Derived from the VM's uid.
@@ -53,11 +37,6 @@ pub fn user_id(vm_uid: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn disks_have_a_path_each() {
-        assert_eq!(disk_path("vd-root"), "/disks/vd-root/disk.img");
-    }
 
     #[test]
     fn user_ids_are_stable_and_in_range() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_api::engine::{Disk, Instance};
-use holdfast_api::names::{finalizer, label, object};
+use holdfast_api::names::{finalizer, label, launcher_pod, object};
 use holdfast_domain::{identity, launcher};
 use holdfast_env::derived_name;
 use holdfast_reconcile::owner_reference;
@@ -43,14 +43,14 @@ pub fn build(instance: &Instance, version: &str) -> Pod {
     let spec = &instance.spec;
     let (mut volumes, mut mounts) = (Vec::new(), Vec::new());
     volumes.push(Volume {
-        name: launcher::RUN_VOLUME.to_owned(),
+        name: launcher_pod::RUN_VOLUME.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource::default()),
         ..Volume::default()
     });
-    mounts.push(mount(launcher::RUN_VOLUME, launcher::RUN_DIR, false));
+    mounts.push(mount(launcher_pod::RUN_VOLUME, launcher_pod::RUN_DIR, false));
     for disk in &spec.hardware.disks {
         volumes.push(disk_volume(disk));
-        mounts.push(mount(&disk.id, &launcher::disk_dir(&disk.id), disk.read_only));
+        mounts.push(mount(&disk.id, &format!("{}/{}", launcher_pod::VOLUMES_DIR, disk.id), disk.read_only));
     }
     if let Some(secret) = spec.hardware.seed.as_ref().and_then(|seed| seed.secret_name.clone()) {
         volumes.push(Volume {
@@ -160,7 +160,8 @@ fn container(instance: &Instance, version: &str, mounts: Vec<VolumeMount>) -> Co
             value(launcher::ENV_INSTANCE_UID, instance.metadata.uid.clone().unwrap_or_default()),
             value(launcher::ENV_EPOCH, instance.spec.epoch.to_string()),
             pod_uid,
-            value(launcher::ENV_RUN_DIR, launcher::RUN_DIR.to_owned()),
+            value(launcher::ENV_RUN_DIR, launcher_pod::RUN_DIR.to_owned()),
+            value(launcher::ENV_GRACE, instance.spec.grace_period_seconds.to_string()),
         ]),
         resources: Some(ResourceRequirements {
             requests: Some(requests),

@@ -23,4 +23,4 @@ mod observe;
 mod plan;
 
 pub use observe::{InstanceController, Observed};
-pub use plan::plan;
+pub use plan::{plan, reason};

@@ -450,7 +450,7 @@ fn the_pod_is_what_the_drain_and_the_node_expect() {
     assert_eq!(without_limit, [None, None]);
     let mounts: Vec<_> =
         spec.containers[0].volume_mounts.iter().flatten().map(|m| m.mount_path.as_str()).collect();
-    assert_eq!(mounts, ["/run/holdfast", "/disks/vd-root"]);
+    assert_eq!(mounts, [holdfast_api::names::launcher_pod::RUN_DIR, "/volumes/vd-root"]);
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -1,1 +1,3 @@
 //! The front of group `virtualization.deckhouse.io`.
+
+pub mod vm;

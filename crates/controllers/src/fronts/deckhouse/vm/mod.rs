@@ -1,0 +1,28 @@
+//! VirtualMachine: its dependencies, its Instance, its status (vm-lifecycle.md §1 to §3).
+//!
+//! ```text
+//!  observe -> devices, dependencies (conditions) -> power (start? stop?) -> desire (Instance.spec)
+//!                                                                      -> project (status, phase)
+//! ```
+//!
+//! Start at `plan.rs`. What decides about starting and stopping is in `power.rs`; what the guest
+//! gets is in `desire.rs`; what users see is in `project.rs` and `phase.rs`.
+
+mod dependencies;
+mod desire;
+mod devices;
+mod observe;
+mod phase;
+mod plan;
+mod power;
+mod project;
+
+pub use devices::Device;
+pub use observe::{Observed, VmController};
+pub use plan::plan;
+
+/// Annotation on an Instance: what begot its present epoch (`policy`, `restart`, `vmop/<name>`).
+pub const STARTED_BY: &str = "internal.virtualization.deckhouse.io/started-by";
+
+/// Prefix of `spec.stop.by` when a start shall follow the stop.
+pub const RESTART: &str = "restart:";

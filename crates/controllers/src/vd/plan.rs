@@ -1,0 +1,368 @@
+//! The machine of a disk. Pure.
+
+use holdfast_api::VirtualDisk;
+use holdfast_api::condition;
+use holdfast_api::names::finalizer;
+use holdfast_api::source::{DataSource, DataSourceType, ObjectRefKind};
+use holdfast_api::vd::{DatasourceReady, Ready, StorageClassReady, VdPhase, VirtualDiskStatus};
+use holdfast_api::vm::{BlockDeviceKind, VirtualMachine, VmPhase};
+use holdfast_env::Timestamp;
+use holdfast_reconcile::{Effect, NoteKind, Patch, Plan, owner_reference};
+use jiff::SignedDuration;
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::ResourceExt as _;
+
+use super::status::{self, State};
+use crate::import::storage_class::{self, Choice};
+use crate::import::{From, Helpers, Job, Outcome, insufficient, remove, remove_pods};
+
+/// What a disk depends on.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Instant of the pass.
+    pub now: Timestamp,
+    /// The disk.
+    pub disk: VirtualDisk,
+    /// The image it is filled from, if that exists.
+    pub source_image: Option<SourceImage>,
+    /// VMs whose spec or status lists it, sorted by name.
+    pub uses: Vec<Use>,
+    /// Images being made from it, as `kind/name`.
+    pub feeds: Vec<String>,
+    /// All storage classes.
+    pub classes: Vec<StorageClass>,
+    /// Claim and importer pods.
+    pub helpers: Helpers,
+    /// Tag of the importer's image.
+    pub version: String,
+}
+
+/// An image that a disk or image is filled from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SourceImage {
+    /// Its uid.
+    pub uid: String,
+    /// Ready and not being deleted.
+    pub ready: bool,
+    /// An ISO image.
+    pub cdrom: bool,
+    /// The claim that shows it in the consumer's namespace.
+    pub claim: String,
+    /// Size that the guest sees.
+    pub bytes: Option<i64>,
+}
+
+/// A VM that lists a block device.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Use {
+    /// Name of the VM.
+    pub vm: String,
+    /// Its instance has the device, or may have it at any moment (api.md A7.3).
+    pub mounts: bool,
+    /// Its instance reports the device.
+    pub attached: bool,
+}
+
+impl Use {
+    /// How a VM uses a device; `None` if neither its spec nor its status lists it.
+    #[must_use]
+    pub fn of(vm: &VirtualMachine, kind: BlockDeviceKind, name: &str) -> Option<Self> {
+        let status = vm.status.clone().unwrap_or_default();
+        let listed = status.block_device_refs.iter().find(|d| d.kind == kind && d.name == name);
+        let wanted = vm.spec.block_device_refs.iter().any(|d| d.kind == kind && d.name == name);
+        if listed.is_none() && !wanted {
+            return None;
+        }
+        let runs = match status.phase {
+            Some(VmPhase::Stopped) => {
+                !status.virtual_machine_pods.is_empty() || !status.restart_awaiting_changes.is_empty()
+            }
+            None => false,
+            Some(_) => true,
+        };
+        Some(Self {
+            vm: vm.name_any(),
+            mounts: listed.is_some() && runs,
+            attached: listed.is_some_and(|device| device.attached),
+        })
+    }
+}
+
+/// Decides.
+#[must_use]
+pub fn plan(o: &Observed) -> Plan {
+    if o.disk.metadata.deletion_timestamp.is_some() {
+        return deletion(o);
+    }
+    let mut plan = Plan::default();
+    let old = o.disk.status.clone().unwrap_or_default();
+    let (state, effects, wake_s) = advance(o, &old);
+    let new = status::of(o, &old, &state);
+    finalizers(&mut plan, o, &new);
+    events(&mut plan, o, &old, &state);
+    plan.set_status(&o.disk, o.disk.status.as_ref(), &new);
+    plan.because(format!("{}: {}", new.phase.unwrap_or_default(), state.message));
+    if let Some(seconds) = wake_s {
+        plan.wake_at(o.now.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(o.now));
+    }
+    plan.effects.extend(effects);
+    plan
+}
+
+fn finalizers(plan: &mut Plan, o: &Observed, new: &VirtualDiskStatus) {
+    let mut wanted = o.disk.clone();
+    let all = wanted.metadata.finalizers.get_or_insert_default();
+    if !all.iter().any(|known| known == finalizer::VD_CLEANUP) {
+        all.push(finalizer::VD_CLEANUP.to_owned());
+    }
+    let protected = !new.attached_to_virtual_machines.is_empty();
+    all.retain(|known| known != finalizer::VD_PROTECTION);
+    if protected {
+        all.push(finalizer::VD_PROTECTION.to_owned());
+    }
+    let before = o.disk.metadata.finalizers.clone().unwrap_or_default();
+    let same = before.len() == all.len() && all.iter().all(|name| before.contains(name));
+    if !same {
+        let body = serde_json::json!({"metadata": {"finalizers": all}});
+        let target = holdfast_reconcile::Ref::exact(&o.disk);
+        plan.then(Patch { target, status: false, body });
+    }
+}
+
+/// Deletion: waits for users, then removes helpers and data, then lets go.
+fn deletion(o: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    let old = o.disk.status.clone().unwrap_or_default();
+    let in_use = !o.uses.is_empty() || !o.feeds.is_empty();
+    let new = status::terminating(o, &old);
+    plan.set_status(&o.disk, o.disk.status.as_ref(), &new);
+    if in_use {
+        plan.because("deletion waits for the users of the disk");
+        return plan;
+    }
+    if let Some(patch) = Patch::remove_finalizer(&o.disk, finalizer::VD_PROTECTION) {
+        plan.because("nobody uses the disk any more");
+        plan.then(patch);
+        return plan;
+    }
+    plan.effects.extend(remove(&o.helpers));
+    if o.helpers.pods.is_empty() && o.helpers.claim.is_none() {
+        plan.because("data and helpers are gone");
+        if let Some(patch) = Patch::remove_finalizer(&o.disk, finalizer::VD_CLEANUP) {
+            plan.then(patch);
+        }
+    } else {
+        plan.because("data and helpers are being removed");
+    }
+    plan
+}
+
+/// State of a disk that lives, with what to do and when to look again (seconds).
+fn advance(o: &Observed, old: &VirtualDiskStatus) -> (State, Vec<Effect>, Option<i64>) {
+    let (datasource, source) = datasource(o);
+    let storage = storage_class::choose(&o.classes, class_name(o).as_deref());
+    let mut state = State::new(datasource, storage_condition(&storage));
+    if was_provisioned(old) {
+        return (provisioned(o, old, state), remove_pods(&o.helpers), None);
+    }
+    if old.phase == Some(VdPhase::Failed) && is_of_generation(o, old) {
+        let text = condition::find(&old.conditions, "Ready").map(|c| c.message.clone());
+        state.fail(text.unwrap_or_default());
+        return (state, remove(&o.helpers), None);
+    }
+    let source = match source {
+        Ok(source) => source,
+        Err((ready, text)) => {
+            state.wait(ready, text);
+            return (state, Vec::new(), None);
+        }
+    };
+    let storage = match storage {
+        Ok(storage) => storage,
+        Err(text) => {
+            state.wait(Ready::StorageClassIsNotReady, text);
+            return (state, Vec::new(), None);
+        }
+    };
+    if let Some(text) = unusable(o) {
+        state.fail(text);
+        return (state, remove(&o.helpers), None);
+    }
+    run(o, state, source, storage)
+}
+
+fn run(o: &Observed, mut state: State, source: From, storage: Choice) -> (State, Vec<Effect>, Option<i64>) {
+    let blank = source == From::Blank;
+    let job = job(o, source, storage);
+    let (outcome, effects) = job.step(&o.helpers);
+    state.class = Some(job.storage.class.clone());
+    match outcome {
+        Outcome::Clearing => {
+            state.wait(
+                Ready::ProvisioningNotStarted,
+                "Remains of an earlier import are being removed.".into(),
+            );
+            (state, effects, None)
+        }
+        Outcome::Working { progress, message } => {
+            state.provision(message);
+            // Pods in work are asked for their progress once a second; a blank disk has none.
+            let wake = o
+                .helpers
+                .pods
+                .iter()
+                .any(|pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
+            state.progress = progress;
+            state.shows_progress = !blank;
+            (state, effects, wake.then_some(1))
+        }
+        Outcome::Done(_) => {
+            state.ready();
+            (state, Vec::new(), None)
+        }
+        Outcome::Failed(text) => {
+            state.fail(text);
+            (state, effects, None)
+        }
+    }
+}
+
+fn job(o: &Observed, source: From, storage: Choice) -> Job {
+    let size = o.disk.spec.persistent_volume_claim.as_ref().and_then(|claim| claim.size.as_ref());
+    Job {
+        kind: "vd",
+        name: o.disk.name_any(),
+        uid: o.disk.uid().unwrap_or_default(),
+        generation: o.disk.metadata.generation.unwrap_or_default(),
+        owner: owner_reference(&o.disk),
+        namespace: o.disk.namespace().unwrap_or_default(),
+        source,
+        size: size.and_then(|size| size.value().ok()),
+        storage,
+        version: o.version.clone(),
+    }
+}
+
+/// Class of the claim that exists, else the wanted one (vm-lifecycle.md §8.5).
+fn class_name(o: &Observed) -> Option<String> {
+    let existing = o.helpers.claim.as_ref().and_then(|claim| claim.spec.as_ref()?.storage_class_name.clone());
+    let wanted = o.disk.spec.persistent_volume_claim.as_ref().and_then(|c| c.storage_class_name.clone());
+    existing.or(wanted)
+}
+
+fn storage_condition(storage: &Result<Choice, String>) -> (StorageClassReady, String) {
+    match storage {
+        Ok(_) => (StorageClassReady::Ready, String::new()),
+        Err(text) => (StorageClassReady::NotReady, text.clone()),
+    }
+}
+
+fn was_provisioned(old: &VirtualDiskStatus) -> bool {
+    matches!(old.phase, Some(VdPhase::Ready | VdPhase::Resizing | VdPhase::PVCLost))
+}
+
+fn is_of_generation(o: &Observed, old: &VirtualDiskStatus) -> bool {
+    old.observed_generation == o.disk.metadata.generation
+}
+
+/// The data was complete before: is it still there?
+fn provisioned(o: &Observed, old: &VirtualDiskStatus, mut state: State) -> State {
+    state.class = old.storage_class_name.clone();
+    let lost = old.phase == Some(VdPhase::PVCLost);
+    match &o.helpers.claim {
+        Some(claim) if !lost && !is_lost(claim) => state.ready(),
+        _ => state.lost(),
+    }
+    state
+}
+
+fn is_lost(claim: &k8s_openapi::api::core::v1::PersistentVolumeClaim) -> bool {
+    claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost")
+}
+
+type NotYet = (Ready, String);
+
+/// `DatasourceReady`, and the source once it can be used.
+fn datasource(o: &Observed) -> ((DatasourceReady, String), Result<From, NotYet>) {
+    let fine = (DatasourceReady::Ready, String::new());
+    let Some(source) = &o.disk.spec.data_source else { return (fine, Ok(From::Blank)) };
+    match source.type_ {
+        DataSourceType::HTTP => match &source.http {
+            Some(http) => (fine, Ok(From::Http(http.clone()))),
+            None => (fine, Err((Ready::DatasourceIsNotReady, "The data source has no URL.".to_owned()))),
+        },
+        DataSourceType::ContainerImage | DataSourceType::Upload => {
+            let text = format!(
+                "Data sources of type {} are not available yet: use HTTP or ObjectRef.",
+                source.type_
+            );
+            (fine, Err((Ready::ProvisioningNotStarted, text)))
+        }
+        DataSourceType::ObjectRef => from_object(o, source),
+    }
+}
+
+fn from_object(o: &Observed, source: &DataSource) -> ((DatasourceReady, String), Result<From, NotYet>) {
+    let reference = source.object_ref.clone().unwrap_or_default();
+    let (missing, not_ready) = match reference.kind {
+        ObjectRefKind::VirtualImage => (DatasourceReady::ImageNotFound, DatasourceReady::ImageNotReady),
+        ObjectRefKind::ClusterVirtualImage => {
+            (DatasourceReady::ClusterImageNotFound, DatasourceReady::ClusterImageNotReady)
+        }
+        ObjectRefKind::VirtualDisk | ObjectRefKind::VirtualDiskSnapshot => {
+            let text = format!("Data sources of kind {} are not available yet.", reference.kind);
+            let condition = (DatasourceReady::VirtualDiskSnapshot, text.clone());
+            return (condition, Err((Ready::DatasourceIsNotReady, text)));
+        }
+    };
+    let (kind, name) = (reference.kind, reference.name);
+    match &o.source_image {
+        None => {
+            let text = format!("{kind} {name:?} was not found.");
+            ((missing, text.clone()), Err((Ready::DatasourceIsNotFound, text)))
+        }
+        Some(image) if !image.ready => {
+            let text = format!("{kind} {name:?} is not ready.");
+            ((not_ready, text.clone()), Err((Ready::DatasourceIsNotReady, text)))
+        }
+        Some(image) => {
+            let source = From::Claim { claim: image.claim.clone(), bytes: image.bytes.unwrap_or_default() };
+            ((DatasourceReady::Ready, String::new()), Ok(source))
+        }
+    }
+}
+
+/// What makes a disk impossible although source and storage are there.
+fn unusable(o: &Observed) -> Option<String> {
+    let image = o.source_image.as_ref()?;
+    if image.cdrom {
+        return Some(
+            "Creating a virtual disk from an ISO image is not supported: attach the image itself.".to_owned(),
+        );
+    }
+    let size = o.disk.spec.persistent_volume_claim.as_ref()?.size.as_ref()?.value().ok()?;
+    let needed = image.bytes?;
+    (size < needed).then(|| insufficient(size, needed))
+}
+
+fn events(plan: &mut Plan, o: &Observed, old: &VirtualDiskStatus, state: &State) {
+    let restarted = !was_provisioned(old)
+        && old.observed_generation.is_some()
+        && !is_of_generation(o, old)
+        && matches!(old.phase, Some(VdPhase::Provisioning | VdPhase::Failed | VdPhase::WaitForFirstConsumer));
+    if restarted {
+        plan.then(Effect::event(
+            &o.disk,
+            NoteKind::Normal,
+            "VirtualDiskSpecHasBeenChanged",
+            "The spec has been changed: the import starts from zero.",
+        ));
+    }
+    if state.phase == VdPhase::Failed && old.phase != Some(VdPhase::Failed) {
+        plan.then(Effect::event(&o.disk, NoteKind::Warning, "ProvisioningFailed", state.message.clone()));
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
