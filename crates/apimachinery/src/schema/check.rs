@@ -83,6 +83,52 @@ fn visit(
     }
 }
 
+impl Schema {
+    /// The first value of the wrong JSON type, as Go's decoder words it; nulls are fine there.
+    pub(crate) fn type_fault(&self, object: &Value) -> Option<String> {
+        fault(self, self.root, object, "")
+    }
+}
+
+fn fault(schema: &Schema, id: NodeId, value: &Value, path: &str) -> Option<String> {
+    let node = schema.node(id);
+    if value.is_null() {
+        return None;
+    }
+    // Quantities may be written as any number.
+    let number = node.ty == Type::IntOrString && value.is_number();
+    if !node.ty.holds(value) && !number {
+        let actual = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "bool",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        let expected = match node.ty {
+            Type::Any => "any",
+            Type::Object => "object",
+            Type::Array => "slice",
+            Type::String => "string",
+            Type::Integer => "int64",
+            Type::Number => "float64",
+            Type::Boolean => "bool",
+            Type::IntOrString => "int or string",
+        };
+        return Some(format!(
+            "json: cannot unmarshal {actual} into Go struct field {path} of type {expected}"
+        ));
+    }
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .find_map(|(name, value)| fault(schema, schema.child(id, name)?, value, &child(path, name))),
+        Value::Array(list) => list.iter().find_map(|value| fault(schema, node.items?, value, path)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    }
+}
+
 /// An embedded resource must say what it is.
 fn embedded(map: &Map<String, Value>, path: &str, errors: &mut Vec<FieldError>) {
     for name in ["apiVersion", "kind"] {

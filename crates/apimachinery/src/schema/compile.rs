@@ -40,6 +40,8 @@ struct Compiler<'d> {
     definitions: Option<&'d Definitions>,
     /// Node of each referenced definition.
     known: BTreeMap<String, NodeId>,
+    /// Where the nodes with defaults stand.
+    defaults: Vec<(NodeId, String)>,
 }
 
 impl Schema {
@@ -48,12 +50,17 @@ impl Schema {
     /// # Errors
     /// Every structural fault with its path below `path`.
     pub fn compile(schema: &Value, path: &str) -> Result<Self, Vec<FieldError>> {
-        let mut compiler =
-            Compiler { nodes: Vec::new(), errors: Vec::new(), definitions: None, known: BTreeMap::new() };
+        let mut compiler = Compiler {
+            nodes: Vec::new(),
+            errors: Vec::new(),
+            definitions: None,
+            known: BTreeMap::new(),
+            defaults: Vec::new(),
+        };
         let root = compiler.node(schema, path, Level::Root, false);
         compiler.resource_root(root, schema);
         cel::compile_rules(&mut compiler.nodes, root, schema, path, &mut compiler.errors);
-        compiler.check_defaults(path);
+        compiler.check_defaults();
         if compiler.errors.is_empty() {
             Ok(Self { nodes: compiler.nodes, root, document: schema.clone() })
         } else {
@@ -69,6 +76,7 @@ impl Schema {
             errors: Vec::new(),
             definitions: Some(definitions),
             known: BTreeMap::new(),
+            defaults: Vec::new(),
         };
         let root = compiler.reference(name);
         Self {
@@ -154,7 +162,12 @@ impl Compiler<'_> {
         node.list = self.list_type(schema, path);
         self.children(schema, path, &mut node);
         self.check_list_keys(&node, path);
-        self.push(node)
+        let defaulted = node.default.is_some();
+        let id = self.push(node);
+        if defaulted {
+            self.defaults.push((id, format!("{path}.default")));
+        }
+        id
     }
 
     fn children(&mut self, schema: &Value, path: &str, node: &mut Node) {
@@ -352,23 +365,22 @@ impl Compiler<'_> {
     }
 
     /// Defaults must be valid and pruned against their own schema.
-    fn check_defaults(&mut self, path: &str) {
+    fn check_defaults(&mut self) {
         if !self.errors.is_empty() {
             return;
         }
-        let nodes = std::mem::take(&mut self.nodes);
-        let schema = Schema { nodes, root: 0, document: Value::Null };
-        for (id, node) in schema.nodes.iter().enumerate() {
-            let Some(default) = &node.default else {
+        let schema = Schema { nodes: std::mem::take(&mut self.nodes), root: 0, document: Value::Null };
+        for (id, path) in &self.defaults {
+            let Some(default) = &schema.nodes[*id].default else {
                 continue;
             };
-            let mut errors = super::check::values_at(&schema, id, default);
-            let mut copy = default.clone();
-            if !schema.prune_at(id, &mut copy).is_empty() {
-                errors.push(FieldError::invalid("", default, "must not have unknown fields"));
+            for error in super::check::values_at(&schema, *id, default) {
+                let field =
+                    if error.field == "<nil>" { path.clone() } else { format!("{path}.{}", error.field) };
+                self.errors.push(FieldError { field, ..error });
             }
-            for error in errors {
-                self.errors.push(FieldError::invalid(format!("{path}…default"), default, error.text));
+            if !schema.prune_at(*id, &mut default.clone()).is_empty() {
+                self.errors.push(FieldError::invalid(path.clone(), default, "must not have unknown fields"));
             }
         }
         self.nodes = schema.nodes;

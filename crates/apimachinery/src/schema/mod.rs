@@ -130,6 +130,12 @@ impl Schema {
         node.properties.get(name).copied().or(node.additional)
     }
 
+    /// Whether a path of fields ends at a string, boolean or integer.
+    pub(crate) fn is_scalar(&self, path: &[&str]) -> bool {
+        let end = path.iter().try_fold(self.root, |id, name| self.node(id).properties.get(*name).copied());
+        end.is_some_and(|id| matches!(self.node(id).ty, Type::String | Type::Boolean | Type::Integer))
+    }
+
     /// Value validation, list types, then CEL; `old` switches on transition rules and ratcheting.
     #[must_use]
     pub fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
