@@ -59,7 +59,14 @@ pub trait View {
     ///
     /// # Errors
     /// 404, 409 (the object is not the one read), 422.
-    fn patch_status(&self, group: &str, resource: &str, read: &Value, status: &Value, manager: &str) -> Result<Value, Status>;
+    fn patch_status(
+        &self,
+        group: &str,
+        resource: &str,
+        read: &Value,
+        status: &Value,
+        manager: &str,
+    ) -> Result<Value, Status>;
 }
 
 /// A set of rules.

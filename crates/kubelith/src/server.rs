@@ -141,7 +141,8 @@ impl Server {
         })?);
         ensure(&core, &config)?;
         let listeners = http::bind(&config.listen).await?;
-        let advertised = listeners.first().and_then(|l| l.local_addr().ok()).map(|a| a.to_string()).unwrap_or_default();
+        let advertised =
+            listeners.first().and_then(|l| l.local_addr().ok()).map(|a| a.to_string()).unwrap_or_default();
         let app = Arc::new(App {
             core: core.clone(),
             authenticator: Authenticator { tokens },
@@ -181,9 +182,15 @@ impl Server {
 }
 
 fn subject_names(config: &Config) -> (Vec<String>, Vec<IpAddr>) {
-    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut names: Vec<String> = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     names.extend(config.names.iter().cloned());
     let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
     let listening = config.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
@@ -198,14 +205,16 @@ fn subject_names(config: &Config) -> (Vec<String>, Vec<IpAddr>) {
 fn ensure(core: &Core, config: &Config) -> Result<(), Error> {
     let fault = |what: String| move |status: Status| Error::Ensure { what, why: status.message };
     auth::defaults(core).map_err(fault("default objects".into()))?;
-    auth::ensure_namespaces(core, config.namespaces.iter().map(String::as_str)).map_err(fault("namespaces".into()))?;
+    auth::ensure_namespaces(core, config.namespaces.iter().map(String::as_str))
+        .map_err(fault("namespaces".into()))?;
     for crd in &config.crds {
         let name = crd["metadata"]["name"].as_str().unwrap_or("").to_owned();
         auth::ensure_definition(core, crd).map_err(fault(format!("definition {name}")))?;
     }
     for (group, plural, namespace, object) in &config.objects {
         let name = object["metadata"]["name"].as_str().unwrap_or("");
-        auth::ensure(core, group, plural, namespace, object.clone()).map_err(fault(format!("{plural} {name}")))?;
+        auth::ensure(core, group, plural, namespace, object.clone())
+            .map_err(fault(format!("{plural} {name}")))?;
     }
     Ok(())
 }

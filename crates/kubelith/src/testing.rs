@@ -49,7 +49,11 @@ impl Server {
         Self::at(Arc::new(home), hooks, change).await
     }
 
-    async fn at(home: Arc<tempfile::TempDir>, hooks: Hooks, change: impl FnOnce(&mut Config)) -> Result<Self, Error> {
+    async fn at(
+        home: Arc<tempfile::TempDir>,
+        hooks: Hooks,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self, Error> {
         let mut config = Config::new(home.path(), vec![SocketAddr::from(([127, 0, 0, 1], 0))]);
         change(&mut config);
         let inner = server::Server::start(config, hooks).await?;

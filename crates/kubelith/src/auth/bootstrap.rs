@@ -14,7 +14,13 @@ pub const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kub
 /// A name is not a namespace name.
 pub fn ensure_namespaces<'n>(core: &Core, names: impl IntoIterator<Item = &'n str>) -> Result<(), Status> {
     for name in names {
-        ensure(core, "", "namespaces", "", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))?;
+        ensure(
+            core,
+            "",
+            "namespaces",
+            "",
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        )?;
     }
     Ok(())
 }
@@ -24,14 +30,24 @@ pub fn ensure_namespaces<'n>(core: &Core, names: impl IntoIterator<Item = &'n st
 ///
 /// # Errors
 /// The object is invalid.
-pub fn ensure(core: &Core, group: &str, resource: &str, namespace: &str, object: Value) -> Result<(), Status> {
+pub fn ensure(
+    core: &Core,
+    group: &str,
+    resource: &str,
+    namespace: &str,
+    object: Value,
+) -> Result<(), Status> {
     let user = UserInfo::kubelith();
     let call = Call::internal(&user);
     let registry = core.registry();
-    let served = registry.preferred(group, resource).ok_or_else(|| Status::internal(&format!("{resource} are not served")))?;
+    let served = registry
+        .preferred(group, resource)
+        .ok_or_else(|| Status::internal(&format!("{resource} are not served")))?;
     let name = object["metadata"]["name"].as_str().unwrap_or("").to_owned();
     let Ok(existing) = core.get(served, namespace, &name, crate::core::ReadVersion::Latest) else {
-        return core.create(call, served, namespace, Body { value: object, duplicates: Vec::new() }).map(drop);
+        return core
+            .create(call, served, namespace, Body { value: object, duplicates: Vec::new() })
+            .map(drop);
     };
     let mut existing = existing.value();
     let is_default = existing["metadata"]["labels"]["kubernetes.io/bootstrapping"] == "rbac-defaults";
@@ -49,8 +65,16 @@ pub fn ensure(core: &Core, group: &str, resource: &str, namespace: &str, object:
 pub fn defaults(core: &Core) -> Result<(), Status> {
     ensure_namespaces(core, NAMESPACES)?;
     for (name, value, what) in [
-        ("system-cluster-critical", 2_000_000_000_i64, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
-        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+        (
+            "system-cluster-critical",
+            2_000_000_000_i64,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
     ] {
         let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value, "description": what});
         ensure(core, "scheduling.k8s.io", "priorityclasses", "", class)?;
@@ -91,8 +115,12 @@ fn paths(paths: &[&str]) -> Value {
 
 const READ: [&str; 3] = ["get", "list", "watch"];
 const WRITE: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
-const VIRTUALIZATION: [&str; 4] =
-    ["virtualization.deckhouse.io", "internal.virtualization.deckhouse.io", "subresources.virtualization.deckhouse.io", "deckhouse.io"];
+const VIRTUALIZATION: [&str; 4] = [
+    "virtualization.deckhouse.io",
+    "internal.virtualization.deckhouse.io",
+    "subresources.virtualization.deckhouse.io",
+    "deckhouse.io",
+];
 /// Events go to either group.
 const EVENTS: [&str; 2] = ["", "events.k8s.io"];
 
@@ -105,35 +133,92 @@ fn roles() -> Vec<(&'static str, &'static [&'static str], Value)> {
 
 fn user_roles() -> Vec<(&'static str, &'static [&'static str], Value)> {
     let everything = json!([rule(&["*"], &["*"], &["*"]), {"nonResourceURLs": ["*"], "verbs": ["*"]}]);
-    let core_resources = ["pods", "pods/log", "pods/status", "configmaps", "persistentvolumeclaims", "serviceaccounts", "events", "services"];
+    let core_resources = [
+        "pods",
+        "pods/log",
+        "pods/status",
+        "configmaps",
+        "persistentvolumeclaims",
+        "serviceaccounts",
+        "events",
+        "services",
+    ];
     let user_groups = ["virtualization.deckhouse.io", "subresources.virtualization.deckhouse.io"];
     let view = json!([
-        rule(&[""], &core_resources, &READ), rule(&[""], &["namespaces"], &READ), rule(&["policy"], &["poddisruptionbudgets"], &READ),
-        rule(&["virtualization.deckhouse.io"], &["*"], &READ), rule(&["events.k8s.io"], &["events"], &READ),
+        rule(&[""], &core_resources, &READ),
+        rule(&[""], &["namespaces"], &READ),
+        rule(&["policy"], &["poddisruptionbudgets"], &READ),
+        rule(&["virtualization.deckhouse.io"], &["*"], &READ),
+        rule(&["events.k8s.io"], &["events"], &READ),
     ]);
     let edit = json!([
-        rule(&[""], &["pods", "pods/eviction", "configmaps", "secrets", "persistentvolumeclaims", "serviceaccounts", "services"], &WRITE),
-        rule(&[""], &["serviceaccounts/token"], &["create"]), rule(&["policy"], &["poddisruptionbudgets"], &WRITE),
+        rule(
+            &[""],
+            &[
+                "pods",
+                "pods/eviction",
+                "configmaps",
+                "secrets",
+                "persistentvolumeclaims",
+                "serviceaccounts",
+                "services"
+            ],
+            &WRITE
+        ),
+        rule(&[""], &["serviceaccounts/token"], &["create"]),
+        rule(&["policy"], &["poddisruptionbudgets"], &WRITE),
         rule(&user_groups, &["*"], &WRITE),
-        rule(&[""], &core_resources, &READ), rule(&[""], &["namespaces"], &READ),
+        rule(&[""], &core_resources, &READ),
+        rule(&[""], &["namespaces"], &READ),
     ]);
     let admin = json!([
         rule(&["rbac.authorization.k8s.io"], &["roles", "rolebindings"], &WRITE),
         rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]),
     ]);
     let reviews = json!([
-        rule(&["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"], &["create"]),
+        rule(
+            &["authorization.k8s.io"],
+            &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
+            &["create"]
+        ),
         rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
     ]);
-    let discovery = json!([paths(&["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"])]);
+    let discovery = json!([paths(&[
+        "/api",
+        "/api/*",
+        "/apis",
+        "/apis/*",
+        "/healthz",
+        "/livez",
+        "/openapi",
+        "/openapi/*",
+        "/readyz",
+        "/version",
+        "/version/"
+    ])]);
     vec![
         ("cluster-admin", &[], everything),
-        ("admin", &[], json!([admin[0], admin[1], edit[0], edit[1], edit[2], edit[3], edit[4], edit[5], view[2], view[3], view[4]])),
-        ("edit", &["rbac.authorization.k8s.io/aggregate-to-admin"], json!([edit[0], edit[1], edit[2], edit[3], edit[4], edit[5], view[4]])),
+        (
+            "admin",
+            &[],
+            json!([
+                admin[0], admin[1], edit[0], edit[1], edit[2], edit[3], edit[4], edit[5], view[2], view[3],
+                view[4]
+            ]),
+        ),
+        (
+            "edit",
+            &["rbac.authorization.k8s.io/aggregate-to-admin"],
+            json!([edit[0], edit[1], edit[2], edit[3], edit[4], edit[5], view[4]]),
+        ),
         ("view", &["rbac.authorization.k8s.io/aggregate-to-edit"], view),
         ("system:basic-user", &[], reviews),
         ("system:discovery", &[], discovery),
-        ("system:public-info-viewer", &[], json!([paths(&["/healthz", "/livez", "/readyz", "/version", "/version/"])])),
+        (
+            "system:public-info-viewer",
+            &[],
+            json!([paths(&["/healthz", "/livez", "/readyz", "/version", "/version/"])]),
+        ),
     ]
 }
 
@@ -141,37 +226,112 @@ fn machine_roles() -> Vec<(&'static str, &'static [&'static str], Value)> {
     let events = rule(&EVENTS, &["events"], &["create", "update", "patch", "get", "list", "watch"]);
     let leases = rule(&["coordination.k8s.io"], &["leases"], &WRITE);
     vec![
-        ("system:node", &[], json!([
-            rule(&[""], &["nodes", "nodes/status"], &["get", "list", "watch", "create", "update", "patch"]),
-            rule(&[""], &["pods"], &["get", "list", "watch", "create", "delete"]),
-            rule(&[""], &["pods/status"], &["update", "patch"]),
-            rule(&[""], &["secrets", "configmaps", "persistentvolumeclaims", "persistentvolumes", "services"], &READ),
-            rule(&[""], &["serviceaccounts/token"], &["create"]),
-            leases, events,
-        ])),
-        ("system:holdfast:agent", &[], json!([
-            rule(&["internal.virtualization.deckhouse.io"], &["*"], &["get", "list", "watch", "update", "patch"]),
-            rule(&["virtualization.deckhouse.io", "deckhouse.io"], &["*"], &READ),
-            rule(&[""], &["pods", "nodes", "secrets", "configmaps", "persistentvolumeclaims", "persistentvolumes"], &READ),
-            rule(&[""], &["nodes"], &["patch"]), rule(&[""], &["pods/status", "nodes/status"], &["patch", "update"]),
-            leases, events,
-        ])),
-        ("system:holdfast:gateway", &[], json!([
-            rule(&VIRTUALIZATION, &["*"], &["get", "list", "watch", "update", "patch"]),
-            rule(&[""], &["pods", "nodes"], &READ), leases, events,
-        ])),
-        ("system:holdfast:controller", &[], json!([
-            rule(&VIRTUALIZATION, &["*"], &WRITE),
-            rule(&[""], &["pods", "pods/eviction", "persistentvolumeclaims", "persistentvolumes", "secrets", "configmaps", "serviceaccounts"], &WRITE),
-            rule(&[""], &["pods/status", "pods/log", "pods/binding", "nodes/status", "persistentvolumeclaims/status"], &["get", "update", "patch", "create"]),
-            rule(&[""], &["nodes", "namespaces"], &["get", "list", "watch", "create", "update", "patch", "delete"]),
-            rule(&["storage.k8s.io", "scheduling.k8s.io"], &["*"], &WRITE),
-            rule(&["policy"], &["poddisruptionbudgets"], &READ),
-            rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], &WRITE),
-            leases, events,
-        ])),
+        (
+            "system:node",
+            &[],
+            json!([
+                rule(
+                    &[""],
+                    &["nodes", "nodes/status"],
+                    &["get", "list", "watch", "create", "update", "patch"]
+                ),
+                rule(&[""], &["pods"], &["get", "list", "watch", "create", "delete"]),
+                rule(&[""], &["pods/status"], &["update", "patch"]),
+                rule(
+                    &[""],
+                    &["secrets", "configmaps", "persistentvolumeclaims", "persistentvolumes", "services"],
+                    &READ
+                ),
+                rule(&[""], &["serviceaccounts/token"], &["create"]),
+                leases,
+                events,
+            ]),
+        ),
+        (
+            "system:holdfast:agent",
+            &[],
+            json!([
+                rule(
+                    &["internal.virtualization.deckhouse.io"],
+                    &["*"],
+                    &["get", "list", "watch", "update", "patch"]
+                ),
+                rule(&["virtualization.deckhouse.io", "deckhouse.io"], &["*"], &READ),
+                rule(
+                    &[""],
+                    &[
+                        "pods",
+                        "nodes",
+                        "secrets",
+                        "configmaps",
+                        "persistentvolumeclaims",
+                        "persistentvolumes"
+                    ],
+                    &READ
+                ),
+                rule(&[""], &["nodes"], &["patch"]),
+                rule(&[""], &["pods/status", "nodes/status"], &["patch", "update"]),
+                leases,
+                events,
+            ]),
+        ),
+        (
+            "system:holdfast:gateway",
+            &[],
+            json!([
+                rule(&VIRTUALIZATION, &["*"], &["get", "list", "watch", "update", "patch"]),
+                rule(&[""], &["pods", "nodes"], &READ),
+                leases,
+                events,
+            ]),
+        ),
+        (
+            "system:holdfast:controller",
+            &[],
+            json!([
+                rule(&VIRTUALIZATION, &["*"], &WRITE),
+                rule(
+                    &[""],
+                    &[
+                        "pods",
+                        "pods/eviction",
+                        "persistentvolumeclaims",
+                        "persistentvolumes",
+                        "secrets",
+                        "configmaps",
+                        "serviceaccounts"
+                    ],
+                    &WRITE
+                ),
+                rule(
+                    &[""],
+                    &[
+                        "pods/status",
+                        "pods/log",
+                        "pods/binding",
+                        "nodes/status",
+                        "persistentvolumeclaims/status"
+                    ],
+                    &["get", "update", "patch", "create"]
+                ),
+                rule(
+                    &[""],
+                    &["nodes", "namespaces"],
+                    &["get", "list", "watch", "create", "update", "patch", "delete"]
+                ),
+                rule(&["storage.k8s.io", "scheduling.k8s.io"], &["*"], &WRITE),
+                rule(&["policy"], &["poddisruptionbudgets"], &READ),
+                rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], &WRITE),
+                leases,
+                events,
+            ]),
+        ),
         // Garbage collection and namespace deletion reach every kind, so the loops may too.
-        ("system:holdfast:loops", &[], json!([rule(&["*"], &["*"], &["*"]), {"nonResourceURLs": ["*"], "verbs": ["get"]}])),
+        (
+            "system:holdfast:loops",
+            &[],
+            json!([rule(&["*"], &["*"], &["*"]), {"nonResourceURLs": ["*"], "verbs": ["get"]}]),
+        ),
     ]
 }
 
@@ -199,7 +359,8 @@ pub fn ensure_definition(core: &Core, definition: &Value) -> Result<(), Status> 
     let user = UserInfo::kubelith();
     let call = Call::internal(&user);
     let registry = core.registry();
-    let served = registry.preferred(group, plural).ok_or_else(|| Status::internal("definitions are not served"))?;
+    let served =
+        registry.preferred(group, plural).ok_or_else(|| Status::internal("definitions are not served"))?;
     let name = definition["metadata"]["name"].as_str().unwrap_or("");
     let Ok(existing) = core.get(served, "", name, crate::core::ReadVersion::Latest) else {
         return ensure(core, group, plural, "", definition.clone());

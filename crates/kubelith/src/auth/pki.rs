@@ -4,8 +4,8 @@
 //! certificates are issued on demand and stored by whoever asked (kubeconfig files).
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose,
 };
 use serde_json::json;
 use std::net::IpAddr;
@@ -26,7 +26,9 @@ pub enum PkiError {
         source: std::io::Error,
     },
     /// Key or certificate generation failed.
-    #[error("pki: {step}: {source}; if a file in the directory is damaged, remove the directory and create credentials anew")]
+    #[error(
+        "pki: {step}: {source}; if a file in the directory is damaged, remove the directory and create credentials anew"
+    )]
     Certificate {
         /// What was being done.
         step: &'static str,
@@ -76,7 +78,8 @@ impl Pki {
         }
         let ca_pem = read(&cert)?;
         let key = KeyPair::from_pem(&read(&key)?).map_err(step("read the CA key"))?;
-        let issuer = rcgen::Issuer::from_ca_cert_pem(&ca_pem, key).map_err(step("read the CA certificate"))?;
+        let issuer =
+            rcgen::Issuer::from_ca_cert_pem(&ca_pem, key).map_err(step("read the CA certificate"))?;
         let sa = dir.join("sa.key");
         if !sa.exists() {
             let key = KeyPair::generate().map_err(step("create the service-account key"))?;
@@ -110,7 +113,13 @@ impl Pki {
     ///
     /// # Errors
     /// A name is not a DNS name.
-    pub fn peer(&self, user: &str, groups: &[&str], names: &[String], addresses: &[IpAddr]) -> Result<ServerCertificate, PkiError> {
+    pub fn peer(
+        &self,
+        user: &str,
+        groups: &[&str],
+        names: &[String],
+        addresses: &[IpAddr],
+    ) -> Result<ServerCertificate, PkiError> {
         let mut sans: Vec<String> = names.to_vec();
         sans.extend(addresses.iter().map(ToString::to_string));
         let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -123,7 +132,8 @@ impl Pki {
     /// # Errors
     /// Generation failed.
     pub fn client(&self, user: &str, groups: &[&str]) -> Result<ClientCertificate, PkiError> {
-        let (certificate_pem, key_pem) = self.issue(user, groups, Vec::new(), vec![ExtendedKeyUsagePurpose::ClientAuth])?;
+        let (certificate_pem, key_pem) =
+            self.issue(user, groups, Vec::new(), vec![ExtendedKeyUsagePurpose::ClientAuth])?;
         Ok(ClientCertificate { certificate_pem, key_pem })
     }
 
@@ -132,7 +142,13 @@ impl Pki {
     ///
     /// # Errors
     /// Generation or writing failed.
-    pub fn write_kubeconfig(&self, path: &Path, server: &str, user: &str, groups: &[&str]) -> Result<(), PkiError> {
+    pub fn write_kubeconfig(
+        &self,
+        path: &Path,
+        server: &str,
+        user: &str,
+        groups: &[&str],
+    ) -> Result<(), PkiError> {
         write(path, &self.kubeconfig(server, user, groups)?, 0o600)
     }
 
@@ -189,7 +205,8 @@ impl Pki {
 fn new_authority() -> Result<(String, String), PkiError> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, "holdfast-ca");
     params.distinguished_name = subject;
@@ -205,7 +222,8 @@ fn validity(params: &mut CertificateParams) {
     let now = std::time::SystemTime::now();
     let day = std::time::Duration::from_secs(24 * 3600);
     params.not_before = (now - day).into();
-    params.not_after = (now + day * u32::try_from(VALID_DAYS).expect("invariant: ten years of days fit")).into();
+    params.not_after =
+        (now + day * u32::try_from(VALID_DAYS).expect("invariant: ten years of days fit")).into();
 }
 
 fn step(step: &'static str) -> impl Fn(rcgen::Error) -> PkiError {

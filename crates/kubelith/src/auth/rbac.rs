@@ -111,7 +111,12 @@ impl Rbac {
         let all = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
         let mut rules = Vec::new();
         if user.is_in("system:masters") {
-            rules.push(ResourceRule { verbs: all(&["*"]), groups: all(&["*"]), resources: all(&["*"]), ..Default::default() });
+            rules.push(ResourceRule {
+                verbs: all(&["*"]),
+                groups: all(&["*"]),
+                resources: all(&["*"]),
+                ..Default::default()
+            });
             rules.push(ResourceRule { verbs: all(&["*"]), paths: all(&["*"]), ..Default::default() });
         }
         let compiled = self.current(core);
@@ -138,11 +143,13 @@ impl Rbac {
 impl Compiled {
     fn build(core: &Core, revs: [u64; 4]) -> Self {
         let [cluster_roles, cluster_bindings, roles, bindings] = SOURCES.map(|source| core.all(source));
-        let values: Vec<(Arc<Object>, Value)> = cluster_roles.iter().map(|o| (o.clone(), o.value())).collect();
+        let values: Vec<(Arc<Object>, Value)> =
+            cluster_roles.iter().map(|o| (o.clone(), o.value())).collect();
         let mut out = Self { revs: Some(revs), ..Self::default() };
         for (object, value) in &values {
             let mut rules = rules_of(value);
-            for selector in value["aggregationRule"]["clusterRoleSelectors"].as_array().into_iter().flatten() {
+            for selector in value["aggregationRule"]["clusterRoleSelectors"].as_array().into_iter().flatten()
+            {
                 let Ok(selector) = LabelSelector::from_object(selector) else { continue };
                 for (_, other) in values.iter().filter(|(o, _)| selector.matches(&o.labels)) {
                     rules.extend(rules_of(other));
@@ -151,7 +158,10 @@ impl Compiled {
             out.cluster_roles.insert(object.key.name.to_string(), rules);
         }
         for object in &roles {
-            out.roles.insert((object.key.namespace.to_string(), object.key.name.to_string()), rules_of(&object.value()));
+            out.roles.insert(
+                (object.key.namespace.to_string(), object.key.name.to_string()),
+                rules_of(&object.value()),
+            );
         }
         out.bindings = cluster_bindings.iter().chain(&bindings).map(|object| binding_of(object)).collect();
         out
@@ -167,7 +177,11 @@ impl Compiled {
         found.map_or(&[], Vec::as_slice)
     }
 
-    fn bindings_of<'s>(&'s self, user: &'s UserInfo, namespace: &'s str) -> impl Iterator<Item = (&'s Binding, &'s Subject)> {
+    fn bindings_of<'s>(
+        &'s self,
+        user: &'s UserInfo,
+        namespace: &'s str,
+    ) -> impl Iterator<Item = (&'s Binding, &'s Subject)> {
         self.bindings
             .iter()
             .filter(move |b| b.namespace.is_empty() || b.namespace == namespace)
@@ -197,7 +211,11 @@ impl ResourceRule {
             return false;
         }
         if a.resource.is_empty() {
-            return self.paths.iter().any(|p| p == "*" || p == a.path || p.strip_suffix('*').is_some_and(|prefix| a.path.starts_with(prefix)));
+            return self.paths.iter().any(|p| {
+                p == "*"
+                    || p == a.path
+                    || p.strip_suffix('*').is_some_and(|prefix| a.path.starts_with(prefix))
+            });
         }
         has(&self.groups, a.group)
             && self.resources.iter().any(|r| covers(r, a.resource, a.subresource))
@@ -211,7 +229,11 @@ fn covers(rule: &str, resource: &str, subresource: &str) -> bool {
     }
     match rule.split_once('/') {
         // Streaming subresources carry further path segments behind the name.
-        Some((r, s)) => (r == "*" || r == resource) && (s == subresource || subresource.split('/').next() == Some(s)) && !subresource.is_empty(),
+        Some((r, s)) => {
+            (r == "*" || r == resource)
+                && (s == subresource || subresource.split('/').next() == Some(s))
+                && !subresource.is_empty()
+        }
         None => rule == resource && subresource.is_empty(),
     }
 }
@@ -222,7 +244,10 @@ fn reason(binding: &Binding, subject: &Subject) -> String {
     } else {
         ("RoleBinding", format!("{}/{}", binding.name, binding.namespace))
     };
-    format!("RBAC: allowed by {kind} \"{name}\" of {} \"{}\" to {} \"{}\"", binding.role.0, binding.role.1, subject.kind, subject.name)
+    format!(
+        "RBAC: allowed by {kind} \"{name}\" of {} \"{}\" to {} \"{}\"",
+        binding.role.0, binding.role.1, subject.kind, subject.name
+    )
 }
 
 fn rules_of(role: &Value) -> Vec<ResourceRule> {
@@ -252,7 +277,11 @@ fn binding_of(object: &Object) -> Binding {
         name: object.key.name.to_string(),
         role: (text(&value["roleRef"]["kind"]), text(&value["roleRef"]["name"])),
         subjects: subjects
-            .map(|s| Subject { kind: text(&s["kind"]), name: text(&s["name"]), namespace: text(&s["namespace"]) })
+            .map(|s| Subject {
+                kind: text(&s["kind"]),
+                name: text(&s["name"]),
+                namespace: text(&s["namespace"]),
+            })
             .collect(),
     }
 }
@@ -263,13 +292,25 @@ mod tests {
 
     fn rule(verbs: &[&str], groups: &[&str], resources: &[&str], names: &[&str]) -> ResourceRule {
         let own = |l: &[&str]| l.iter().map(|s| (*s).to_owned()).collect();
-        ResourceRule { verbs: own(verbs), groups: own(groups), resources: own(resources), names: own(names), paths: own(&["/healthz/*"]) }
+        ResourceRule {
+            verbs: own(verbs),
+            groups: own(groups),
+            resources: own(resources),
+            names: own(names),
+            paths: own(&["/healthz/*"]),
+        }
     }
 
     // KS-A77
     #[test]
     fn rules_match_verbs_groups_resources_subresources_and_names() {
-        let ask = |verb, resource, subresource, name| Attributes { verb, resource, subresource, name, ..Attributes::default() };
+        let ask = |verb, resource, subresource, name| Attributes {
+            verb,
+            resource,
+            subresource,
+            name,
+            ..Attributes::default()
+        };
         let pods = rule(&["get"], &[""], &["pods", "pods/log"], &[]);
         assert!(pods.allows(&ask("get", "pods", "", "a")));
         assert!(pods.allows(&ask("get", "pods", "log", "a")));

@@ -87,8 +87,10 @@ impl Tokens {
     /// The PEM is no ECDSA P-256 key; the text says so.
     pub fn new(private_pem: &str) -> Result<Self, String> {
         let pair = rcgen::KeyPair::from_pem(private_pem).map_err(|e| format!("service-account key: {e}"))?;
-        let signing = EncodingKey::from_ec_pem(private_pem.as_bytes()).map_err(|e| format!("service-account key: {e}"))?;
-        let checking = DecodingKey::from_ec_pem(pair.public_key_pem().as_bytes()).map_err(|e| format!("service-account key: {e}"))?;
+        let signing = EncodingKey::from_ec_pem(private_pem.as_bytes())
+            .map_err(|e| format!("service-account key: {e}"))?;
+        let checking = DecodingKey::from_ec_pem(pair.public_key_pem().as_bytes())
+            .map_err(|e| format!("service-account key: {e}"))?;
         let digest = Sha256::digest(pair.public_key_raw());
         let key_id = digest.iter().take(16).map(|b| format!("{b:02x}")).collect();
         Ok(Self { signing, checking, key_id })

@@ -27,7 +27,11 @@ impl UserInfo {
 
     /// Who sent no credential.
     pub fn anonymous() -> Self {
-        Self { name: "system:anonymous".into(), groups: vec!["system:unauthenticated".into()], ..Self::default() }
+        Self {
+            name: "system:anonymous".into(),
+            groups: vec!["system:unauthenticated".into()],
+            ..Self::default()
+        }
     }
 
     /// The control plane itself: default objects, CRD clean-up.

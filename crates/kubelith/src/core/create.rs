@@ -23,14 +23,26 @@ impl Core {
     ///
     /// # Errors
     /// Every refusal of KS 3.5 that a create can meet.
-    pub fn create(&self, call: Call<'_>, served: &Served, namespace: &str, body: Body) -> Result<Written, Status> {
+    pub fn create(
+        &self,
+        call: Call<'_>,
+        served: &Served,
+        namespace: &str,
+        body: Body,
+    ) -> Result<Written, Status> {
         self.begin().create(call, served, (namespace, None), body)
     }
 }
 
 impl Txn<'_> {
     /// Creates an object; `name` is that of the URL, if it has one (PUT, apply).
-    pub fn create(&self, call: Call<'_>, served: &Served, place: (&str, Option<&str>), body: Body) -> Result<Written, Status> {
+    pub fn create(
+        &self,
+        call: Call<'_>,
+        served: &Served,
+        place: (&str, Option<&str>),
+        body: Body,
+    ) -> Result<Written, Status> {
         let Body { mut value, duplicates } = body;
         let mut warnings = accept(served, call, &mut value, &duplicates)?;
         fit_url(served, place.0, place.1, &mut value)?;
@@ -65,7 +77,12 @@ impl Txn<'_> {
         }
         kind.prepare_create(&mut value);
         if tracking == Tracking::Update {
-            let writer = Writer { manager: call.manager, subresource: "", endpoint: Endpoint::Main, now: &self.timestamp() };
+            let writer = Writer {
+                manager: call.manager,
+                subresource: "",
+                endpoint: Endpoint::Main,
+                now: &self.timestamp(),
+            };
             apply::track(kind, None, &mut value, writer);
         }
         let errors = kind.validate_create(&value);
@@ -116,7 +133,13 @@ impl Txn<'_> {
         metadata["uid"] = json!(self.uid());
         metadata["creationTimestamp"] = json!(self.timestamp());
         if let Some(fields) = metadata.as_object_mut() {
-            for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
+            for field in [
+                "resourceVersion",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+                "selfLink",
+                "generation",
+            ] {
                 fields.shift_remove(field);
             }
         }
@@ -177,7 +200,12 @@ pub(super) enum Tracking {
 }
 
 /// Checks a body against the endpoint: shape, kind, version, types, unknown and duplicate fields.
-pub(super) fn accept(served: &Served, call: Call<'_>, value: &mut Value, duplicates: &[String]) -> Result<Vec<String>, Status> {
+pub(super) fn accept(
+    served: &Served,
+    call: Call<'_>,
+    value: &mut Value,
+    duplicates: &[String],
+) -> Result<Vec<String>, Status> {
     let kind = &served.kind;
     if !value.is_object() {
         return Err(Status::bad_request(format!(
@@ -217,7 +245,12 @@ pub(super) fn accept(served: &Served, call: Call<'_>, value: &mut Value, duplica
 }
 
 /// Compares namespace and name of a body with the URL; fills what the body leaves out.
-pub(super) fn fit_url(served: &Served, namespace: &str, name: Option<&str>, value: &mut Value) -> Result<(), Status> {
+pub(super) fn fit_url(
+    served: &Served,
+    namespace: &str,
+    name: Option<&str>,
+    value: &mut Value,
+) -> Result<(), Status> {
     let given = text(&value["metadata"]["namespace"]);
     if served.kind.namespaced {
         if !given.is_empty() && given != namespace {

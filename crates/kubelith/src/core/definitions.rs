@@ -7,7 +7,10 @@ use super::{Call, DeleteOptions};
 use crate::auth::UserInfo;
 use crate::registry::{Registry, Served};
 use crate::store::{Key, Object};
-use holdfast_apimachinery::{crd::{self, Compiled, TakenNames}, status::Status};
+use holdfast_apimachinery::{
+    crd::{self, Compiled, TakenNames},
+    status::Status,
+};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -26,7 +29,9 @@ impl Txn<'_> {
             match crd::compile(&value) {
                 Ok(compiled) => definitions.push((object.key.name.clone(), compiled)),
                 // Validation let it pass, so this is a defect of ours: serve the rest and say so.
-                Err(errors) => tracing::error!(definition = %object.key.name, ?errors, "definition cannot be served"),
+                Err(errors) => {
+                    tracing::error!(definition = %object.key.name, ?errors, "definition cannot be served")
+                }
             }
         }
         let generation = self.core.registry().generation + 1;
@@ -41,9 +46,17 @@ impl Txn<'_> {
     /// The naming loop: gives each definition the status its names deserve.
     fn accept_names(&self) {
         let Ok(served) = self.builtin("apiextensions.k8s.io", "customresourcedefinitions") else { return };
-        let all: Vec<(Arc<Object>, Value)> = self.definitions().into_iter().map(|o| { let v = o.value(); (o, v) }).collect();
+        let all: Vec<(Arc<Object>, Value)> = self
+            .definitions()
+            .into_iter()
+            .map(|o| {
+                let v = o.value();
+                (o, v)
+            })
+            .collect();
         for (i, (object, value)) in all.iter().enumerate() {
-            let taken = taken_names(value, all.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, (_, v))| v));
+            let taken =
+                taken_names(value, all.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, (_, v))| v));
             let status = crd::accept_names(value, &taken, &self.timestamp());
             if status != value["status"] {
                 let mut after = value.clone();
@@ -67,7 +80,8 @@ impl Txn<'_> {
     pub fn empty_definition(&self, definition: &Object) -> Result<(), Status> {
         let user = UserInfo::kubelith();
         let registry = self.core.registry();
-        let served = registry.kinds().find(|s| s.definition.as_deref() == Some(&*definition.key.name)).cloned();
+        let served =
+            registry.kinds().find(|s| s.definition.as_deref() == Some(&*definition.key.name)).cloned();
         if let Some(served) = served {
             for object in self.list(&served, None) {
                 // An object removed meanwhile by the clean-up of another needs nothing more.

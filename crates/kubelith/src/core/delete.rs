@@ -6,7 +6,10 @@ use crate::admission::Operation;
 use crate::registry::Served;
 use crate::store::Object;
 use chrono::TimeDelta;
-use holdfast_apimachinery::{status::{GroupResource, Status}, time::rfc3339};
+use holdfast_apimachinery::{
+    status::{GroupResource, Status},
+    time::rfc3339,
+};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -20,7 +23,13 @@ impl Core {
     ///
     /// # Errors
     /// 404, 409 (preconditions), 403 (protected or refused by a rule).
-    pub fn delete(&self, call: Call<'_>, served: &Served, (namespace, name): (&str, &str), options: &DeleteOptions) -> Result<Deleted, Status> {
+    pub fn delete(
+        &self,
+        call: Call<'_>,
+        served: &Served,
+        (namespace, name): (&str, &str),
+        options: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
         let txn = self.begin();
         let old = txn.get(served, namespace, name)?;
         txn.delete(call, served, &old, options)
@@ -30,7 +39,13 @@ impl Core {
     ///
     /// # Errors
     /// The first refusal; objects before it stay deleted.
-    pub fn delete_collection(&self, call: Call<'_>, served: &Served, what: &ListOptions, options: &DeleteOptions) -> Result<Vec<Value>, Status> {
+    pub fn delete_collection(
+        &self,
+        call: Call<'_>,
+        served: &Served,
+        what: &ListOptions,
+        options: &DeleteOptions,
+    ) -> Result<Vec<Value>, Status> {
         let txn = self.begin();
         let mut deleted = Vec::new();
         for object in txn.list(served, what.namespace.as_deref()) {
@@ -44,14 +59,25 @@ impl Core {
 
 impl Txn<'_> {
     /// Deletes one object or marks it for deletion.
-    pub fn delete(&self, call: Call<'_>, served: &Served, old: &Arc<Object>, options: &DeleteOptions) -> Result<Deleted, Status> {
+    pub fn delete(
+        &self,
+        call: Call<'_>,
+        served: &Served,
+        old: &Arc<Object>,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
         check_preconditions(served, old, options)?;
         let before = served.from_storage(old.value());
         if served.is("", "namespaces") && PROTECTED.contains(&&*old.key.name) {
-            return Err(Status::forbidden(&GroupResource::new("", "namespaces"), &old.key.name, "this namespace may not be deleted"));
+            return Err(Status::forbidden(
+                &GroupResource::new("", "namespaces"),
+                &old.key.name,
+                "this namespace may not be deleted",
+            ));
         }
         let mut warnings = Vec::new();
-        let mut request = self.admission(call, served, Operation::Delete, "", (&old.key.namespace, &old.key.name));
+        let mut request =
+            self.admission(call, served, Operation::Delete, "", (&old.key.namespace, &old.key.name));
         if self.concerns(&request) {
             request.old_object = Some(before.clone());
             warnings = self.validate(&request)?;

@@ -18,11 +18,20 @@ impl Core {
     ///
     /// # Errors
     /// A rule's refusal as it is; 429 of a budget; 500 for two budgets; 404; 400.
-    pub fn evict(&self, call: Call<'_>, pods: &Served, (namespace, name): (&str, &str), body: &Body, options: &DeleteOptions) -> Result<Value, Status> {
+    pub fn evict(
+        &self,
+        call: Call<'_>,
+        pods: &Served,
+        (namespace, name): (&str, &str),
+        body: &Body,
+        options: &DeleteOptions,
+    ) -> Result<Value, Status> {
         let txn = self.begin();
         let given = body.value["metadata"]["name"].as_str().unwrap_or("");
         if !given.is_empty() && given != name {
-            return Err(Status::bad_request(format!("name in URL does not match name in Eviction object: {name} != {given}")));
+            return Err(Status::bad_request(format!(
+                "name in URL does not match name in Eviction object: {name} != {given}"
+            )));
         }
         let pod = txn.get(pods, namespace, name)?;
         txn.ask_rules(call, pods, (namespace, name), &body.value)?;
@@ -38,7 +47,13 @@ impl Core {
 }
 
 impl Txn<'_> {
-    fn ask_rules(&self, call: Call<'_>, pods: &Served, place: (&str, &str), eviction: &Value) -> Result<(), Status> {
+    fn ask_rules(
+        &self,
+        call: Call<'_>,
+        pods: &Served,
+        place: (&str, &str),
+        eviction: &Value,
+    ) -> Result<(), Status> {
         let mut request = self.admission(call, pods, Operation::Create, "eviction", place);
         if !self.concerns(&request) {
             return Ok(());
@@ -67,13 +82,16 @@ impl Txn<'_> {
         });
         let Some(budget) = matching.next() else { return Ok(()) };
         if matching.next().is_some() {
-            return Err(Status::internal("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."));
+            return Err(Status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
         }
         let before = budget.value();
         let status = &before["status"];
         let number = |field: &str| status[field].as_i64().unwrap_or(0);
         if !is_ready(&pod.value()) {
-            let healthy_enough = number("currentHealthy") >= number("desiredHealthy") && number("desiredHealthy") > 0;
+            let healthy_enough =
+                number("currentHealthy") >= number("desiredHealthy") && number("desiredHealthy") > 0;
             if before["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow" || healthy_enough {
                 return Ok(());
             }
@@ -81,12 +99,17 @@ impl Txn<'_> {
         let name = &budget.key.name;
         if number("observedGeneration") < before["metadata"]["generation"].as_i64().unwrap_or(0) {
             let message = format!("The disruption budget {name} is still being processed by the server.");
-            return Err(Status::too_many_requests(VIOLATES, Some(10)).cause("DisruptionBudget", &message, ""));
+            return Err(Status::too_many_requests(VIOLATES, Some(10)).cause(
+                "DisruptionBudget",
+                &message,
+                "",
+            ));
         }
         if number("disruptionsAllowed") <= 0 {
             let message = format!(
                 "The disruption budget {name} needs {} healthy pods and has {} currently",
-                number("desiredHealthy"), number("currentHealthy")
+                number("desiredHealthy"),
+                number("currentHealthy")
             );
             return Err(Status::too_many_requests(VIOLATES, None).cause("DisruptionBudget", &message, ""));
         }
@@ -96,7 +119,12 @@ impl Txn<'_> {
         self.replace(call, &budgets, (&budget, before), after, (Endpoint::Status, "status"), true).map(drop)
     }
 
-    fn mark_disrupted(&self, call: Call<'_>, pods: &Served, pod: &Arc<Object>) -> Result<Arc<Object>, Status> {
+    fn mark_disrupted(
+        &self,
+        call: Call<'_>,
+        pods: &Served,
+        pod: &Arc<Object>,
+    ) -> Result<Arc<Object>, Status> {
         let before = pod.value();
         let mut after = before.clone();
         let condition = json!({
@@ -110,5 +138,7 @@ impl Txn<'_> {
 }
 
 fn is_ready(pod: &Value) -> bool {
-    pod["status"]["conditions"].as_array().is_some_and(|list| list.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+    pod["status"]["conditions"]
+        .as_array()
+        .is_some_and(|list| list.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
 }

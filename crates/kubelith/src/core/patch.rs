@@ -59,7 +59,8 @@ impl Txn<'_> {
             PatchType::Strategic => patch::strategic(&kind.schema, &before, &body.value)?,
             PatchType::Merge | PatchType::Apply { .. } => patch::merge(&before, &body.value),
         };
-        let mut warnings = accept(served, call, &mut after, &body.duplicates).map_err(|e| strict_patch(served, &old.key.name, how, body, e))?;
+        let mut warnings = accept(served, call, &mut after, &body.duplicates)
+            .map_err(|e| strict_patch(served, &old.key.name, how, body, e))?;
         for field in ["name", "namespace"] {
             let (was, is) = (&before["metadata"][field], &after["metadata"][field]);
             if was != is && !(is.is_null() || is == "") {
@@ -114,27 +115,44 @@ impl Txn<'_> {
         };
         kind.check_types(&merged)?;
         let unknown = kind.prune(&mut merged);
-        let mut warnings = decode::field_validation(call.validation, &kind.kind, &kind.version, &unknown, &[])?;
+        let mut warnings =
+            decode::field_validation(call.validation, &kind.kind, &kind.version, &unknown, &[])?;
         kind.default(&mut merged);
         let mut written = self.replace(call, served, (&old, before), merged, (place, subresource), false)?;
         warnings.append(&mut written.warnings);
         Ok(Written { warnings, ..written })
     }
 
-    fn apply_new(&self, call: Call<'_>, served: &Served, namespace: &str, mut merged: Value) -> Result<Written, Status> {
+    fn apply_new(
+        &self,
+        call: Call<'_>,
+        served: &Served,
+        namespace: &str,
+        mut merged: Value,
+    ) -> Result<Written, Status> {
         let kind = &served.kind;
         if merged["metadata"]["uid"].as_str().is_some_and(|uid| !uid.is_empty()) {
             let name = merged["metadata"]["name"].as_str().unwrap_or("");
-            return Err(Status::conflict(&kind.group_resource(), name, "uid mismatch: the provided object specified a uid, and no existing object was found"));
+            return Err(Status::conflict(
+                &kind.group_resource(),
+                name,
+                "uid mismatch: the provided object specified a uid, and no existing object was found",
+            ));
         }
         kind.check_types(&merged)?;
         let unknown = kind.prune(&mut merged);
-        let mut warnings = decode::field_validation(call.validation, &kind.kind, &kind.version, &unknown, &[])?;
+        let mut warnings =
+            decode::field_validation(call.validation, &kind.kind, &kind.version, &unknown, &[])?;
         let value = self.create_value(call, served, namespace, merged, Tracking::Applied, &mut warnings)?;
         Ok(Written { value, created: true, warnings })
     }
 
-    fn check_applied(&self, served: &Served, (namespace, name): (&str, &str), config: &Value) -> Result<(), Status> {
+    fn check_applied(
+        &self,
+        served: &Served,
+        (namespace, name): (&str, &str),
+        config: &Value,
+    ) -> Result<(), Status> {
         let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
         let (version, kind) = (text(&config["apiVersion"]), text(&config["kind"]));
         if version != *served.api_version || kind != served.kind.kind {
@@ -144,8 +162,20 @@ impl Txn<'_> {
             )));
         }
         for (field, expected, message) in [
-            ("name", name, format!("the name of the object ({}) does not match the name on the URL ({name})", text(&config["metadata"]["name"]))),
-            ("namespace", namespace, "the namespace of the provided object does not match the namespace sent on the request".to_owned()),
+            (
+                "name",
+                name,
+                format!(
+                    "the name of the object ({}) does not match the name on the URL ({name})",
+                    text(&config["metadata"]["name"])
+                ),
+            ),
+            (
+                "namespace",
+                namespace,
+                "the namespace of the provided object does not match the namespace sent on the request"
+                    .to_owned(),
+            ),
         ] {
             let given = text(&config["metadata"][field]);
             if !given.is_empty() && given != expected {
@@ -163,5 +193,7 @@ fn strict_patch(served: &Served, name: &str, how: PatchType, body: &Body, error:
         return error;
     }
     let shown = Value::from(body.value.to_string());
-    served.kind.invalid(name, &[FieldError::invalid("patch", &shown, format!("strict decoding error: {what}"))])
+    served
+        .kind
+        .invalid(name, &[FieldError::invalid("patch", &shown, format!("strict decoding error: {what}"))])
 }

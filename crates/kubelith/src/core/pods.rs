@@ -15,7 +15,13 @@ impl Core {
     ///
     /// # Errors
     /// 404, 409 (bound, terminating, gated), 400.
-    pub fn bind(&self, call: Call<'_>, pods: &Served, (namespace, name): (&str, &str), body: &Body) -> Result<Value, Status> {
+    pub fn bind(
+        &self,
+        call: Call<'_>,
+        pods: &Served,
+        (namespace, name): (&str, &str),
+        body: &Body,
+    ) -> Result<Value, Status> {
         let txn = self.begin();
         let binding = &body.value;
         let target = &binding["target"];
@@ -36,7 +42,10 @@ impl Core {
             return refuse(format!("pod {name} has non-empty .spec.schedulingGates"));
         }
         if binding["metadata"]["uid"].as_str().is_some_and(|uid| !uid.is_empty() && uid != &*old.uid) {
-            return refuse(format!("the UID in the precondition does not match the UID in record ({})", old.uid));
+            return refuse(format!(
+                "the UID in the precondition does not match the UID in record ({})",
+                old.uid
+            ));
         }
         let mut after = before.clone();
         after["spec"]["nodeName"] = json!(node);
@@ -45,7 +54,10 @@ impl Core {
                 after["metadata"][part][key] = value.clone();
             }
         }
-        set_condition(&mut after, json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": txn.timestamp()}));
+        set_condition(
+            &mut after,
+            json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": txn.timestamp()}),
+        );
         txn.replace(call, pods, (&old, before), after, (Endpoint::Other, "binding"), true)?;
         Ok(Status::created().to_value())
     }

@@ -102,14 +102,23 @@ impl Core {
 
     /// All objects of a storage name, in stored form.
     pub fn all(&self, storage: &str) -> Vec<Arc<Object>> {
-        self.state.read().collection(storage).map_or_else(Vec::new, |c| c.range(None, None).cloned().collect())
+        self.state
+            .read()
+            .collection(storage)
+            .map_or_else(Vec::new, |c| c.range(None, None).cloned().collect())
     }
 
     /// One object as it is now.
     ///
     /// # Errors
     /// 404; 504 for a version of the future.
-    pub fn get(&self, served: &Served, namespace: &str, name: &str, version: ReadVersion) -> Result<Arc<Object>, Status> {
+    pub fn get(
+        &self,
+        served: &Served,
+        namespace: &str,
+        name: &str,
+        version: ReadVersion,
+    ) -> Result<Arc<Object>, Status> {
         let state = self.state.read();
         check_future(version, state.rev())?;
         state
@@ -134,7 +143,12 @@ impl Core {
             },
         };
         let Some(collection) = state.collection(&served.storage) else {
-            return Ok(ListResult { items: Vec::new(), rev: rev.unwrap_or(current), continue_token: None, remaining: None });
+            return Ok(ListResult {
+                items: Vec::new(),
+                rev: rev.unwrap_or(current),
+                continue_token: None,
+                remaining: None,
+            });
         };
         let namespace = options.namespace.as_deref();
         let old;
@@ -156,7 +170,9 @@ impl Core {
 
 fn check_future(version: ReadVersion, current: u64) -> Result<(), Status> {
     match version {
-        ReadVersion::AtLeast(rev) | ReadVersion::Exact(rev) if rev > current => Err(Status::future_version(rev, current)),
+        ReadVersion::AtLeast(rev) | ReadVersion::Exact(rev) if rev > current => {
+            Err(Status::future_version(rev, current))
+        }
         _ => Ok(()),
     }
 }
@@ -170,11 +186,19 @@ fn expired(options: &ListOptions, after: Option<&Key>) -> Status {
 }
 
 fn start_of(key: &Key, in_namespace: bool) -> String {
-    if in_namespace || key.namespace.is_empty() { format!("{}\0", key.name) } else { format!("{}/{}\0", key.namespace, key.name) }
+    if in_namespace || key.namespace.is_empty() {
+        format!("{}\0", key.name)
+    } else {
+        format!("{}/{}\0", key.namespace, key.name)
+    }
 }
 
 fn write_token(rev: u64, last: &Object, in_namespace: bool) -> String {
-    encode(&Token { v: "meta.k8s.io/v1".into(), rv: i64::try_from(rev).unwrap_or(i64::MAX), start: start_of(&last.key, in_namespace) })
+    encode(&Token {
+        v: "meta.k8s.io/v1".into(),
+        rv: i64::try_from(rev).unwrap_or(i64::MAX),
+        start: start_of(&last.key, in_namespace),
+    })
 }
 
 fn encode(token: &Token) -> String {

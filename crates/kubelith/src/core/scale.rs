@@ -4,7 +4,12 @@ use super::txn::Txn;
 use super::{Call, Core, PatchType};
 use crate::registry::Served;
 use crate::store::Object;
-use holdfast_apimachinery::{field::FieldError, kind::{Endpoint, ScalePaths}, patch, status::Status};
+use holdfast_apimachinery::{
+    field::FieldError,
+    kind::{Endpoint, ScalePaths},
+    patch,
+    status::Status,
+};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -23,7 +28,13 @@ impl Core {
     ///
     /// # Errors
     /// 404, 409, 422.
-    pub fn put_scale(&self, call: Call<'_>, served: &Served, place: (&str, &str), scale: &Value) -> Result<Value, Status> {
+    pub fn put_scale(
+        &self,
+        call: Call<'_>,
+        served: &Served,
+        place: (&str, &str),
+        scale: &Value,
+    ) -> Result<Value, Status> {
         let txn = self.begin();
         let old = txn.get(served, place.0, place.1)?;
         txn.write_scale(call, served, &old, scale)
@@ -33,7 +44,14 @@ impl Core {
     ///
     /// # Errors
     /// 404, 409, 415, 422.
-    pub fn patch_scale(&self, call: Call<'_>, served: &Served, place: (&str, &str), how: PatchType, body: &Value) -> Result<Value, Status> {
+    pub fn patch_scale(
+        &self,
+        call: Call<'_>,
+        served: &Served,
+        place: (&str, &str),
+        how: PatchType,
+        body: &Value,
+    ) -> Result<Value, Status> {
         let txn = self.begin();
         let old = txn.get(served, place.0, place.1)?;
         let before = scale_of(&served.from_storage(old.value()), paths(served, place.1)?);
@@ -41,7 +59,10 @@ impl Core {
             PatchType::Json => patch::json(&before, body)?,
             PatchType::Merge => patch::merge(&before, body),
             PatchType::Strategic | PatchType::Apply { .. } => {
-                return Err(Status::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json"]));
+                return Err(Status::unsupported_media_type(&[
+                    "application/json-patch+json",
+                    "application/merge-patch+json",
+                ]));
             }
         };
         txn.write_scale(call, served, &old, &after)
@@ -49,11 +70,18 @@ impl Core {
 }
 
 impl Txn<'_> {
-    fn write_scale(&self, call: Call<'_>, served: &Served, old: &Arc<Object>, scale: &Value) -> Result<Value, Status> {
+    fn write_scale(
+        &self,
+        call: Call<'_>,
+        served: &Served,
+        old: &Arc<Object>,
+        scale: &Value,
+    ) -> Result<Value, Status> {
         let paths = paths(served, &old.key.name)?;
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
-            let error = FieldError::invalid("spec.replicas", &json!(replicas), "must be greater than or equal to 0");
+            let error =
+                FieldError::invalid("spec.replicas", &json!(replicas), "must be greater than or equal to 0");
             return Err(Status::invalid("autoscaling", "Scale", &old.key.name, &[error]));
         }
         let before = served.from_storage(old.value());

@@ -34,19 +34,25 @@ impl<'a> Txn<'a> {
 
     /// The stored object or 404.
     pub fn get(&self, served: &Served, namespace: &str, name: &str) -> Result<Arc<Object>, Status> {
-        self.find(served, namespace, name).ok_or_else(|| Status::not_found(&served.kind.group_resource(), name))
+        self.find(served, namespace, name)
+            .ok_or_else(|| Status::not_found(&served.kind.group_resource(), name))
     }
 
     /// All objects of a kind in a namespace (everywhere when `None`).
     pub fn list(&self, served: &Served, namespace: Option<&str>) -> Vec<Arc<Object>> {
         let state = self.core.state.read();
-        state.collection(&served.storage).map_or_else(Vec::new, |c| c.range(namespace, None).cloned().collect())
+        state
+            .collection(&served.storage)
+            .map_or_else(Vec::new, |c| c.range(namespace, None).cloned().collect())
     }
 
     /// A kind that is always served.
     pub fn builtin(&self, group: &str, plural: &str) -> Result<Arc<Served>, Status> {
         let registry = self.core.registry();
-        registry.preferred(group, plural).cloned().ok_or_else(|| Status::internal(&format!("{plural} are not served")))
+        registry
+            .preferred(group, plural)
+            .cloned()
+            .ok_or_else(|| Status::internal(&format!("{plural} are not served")))
     }
 
     /// Sixteen random bytes.
@@ -78,7 +84,13 @@ impl<'a> Txn<'a> {
         object
     }
 
-    pub fn commit(&self, served: &Served, kind: EventKind, value: Value, previous: Option<&Arc<Object>>) -> Arc<Object> {
+    pub fn commit(
+        &self,
+        served: &Served,
+        kind: EventKind,
+        value: Value,
+        previous: Option<&Arc<Object>>,
+    ) -> Arc<Object> {
         let value = served.to_storage(value);
         let at = self.now.timestamp();
         let mut state = self.core.state.write();
@@ -140,8 +152,14 @@ impl<'a> Txn<'a> {
         self.rules(request).next().is_some()
     }
 
-    fn rules<'s>(&'s self, r: &'s AdmissionRequest) -> impl Iterator<Item = &'s Arc<dyn crate::admission::Admission>> {
-        self.core.admission.iter().filter(|rule| rule.concerns(r.operation, &r.group, &r.resource, &r.subresource))
+    fn rules<'s>(
+        &'s self,
+        r: &'s AdmissionRequest,
+    ) -> impl Iterator<Item = &'s Arc<dyn crate::admission::Admission>> {
+        self.core
+            .admission
+            .iter()
+            .filter(|rule| rule.concerns(r.operation, &r.group, &r.resource, &r.subresource))
     }
 
     /// Runs the mutating rules; the object in `request` is changed in place.

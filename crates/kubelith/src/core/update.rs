@@ -39,7 +39,8 @@ impl Core {
         let mut warnings = accept(served, call, &mut value, &duplicates)?;
         fit_url(served, namespace, Some(name), &mut value)?;
         if !served.kind.unconditional_update && text(&value["metadata"]["resourceVersion"]).is_empty() {
-            let error = FieldError::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
+            let error =
+                FieldError::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
             return Err(Status::invalid(&served.kind.group, &served.kind.plural, name, &[error]));
         }
         let before = served.from_storage(old.value());
@@ -75,7 +76,8 @@ impl Txn<'_> {
         let name = &*old.key.name;
         self.check_preconditions(served, old, &after)?;
         let mut warnings = Vec::new();
-        let mut request = self.admission(call, served, Operation::Update, subresource, (&old.key.namespace, name));
+        let mut request =
+            self.admission(call, served, Operation::Update, subresource, (&old.key.namespace, name));
         let concerned = self.concerns(&request);
         if concerned {
             request.object = Some(after);
@@ -104,8 +106,15 @@ impl Txn<'_> {
         if call.dry_run {
             return Ok(Written { value: after, created: false, warnings });
         }
-        let object = if is_released(served, &after) { self.remove(served, after, old) } else { self.put(served, after, Some(old)) };
-        let stored = self.find(served, &old.key.namespace, name).filter(|found| found.uid == object.uid).unwrap_or(object);
+        let object = if is_released(served, &after) {
+            self.remove(served, after, old)
+        } else {
+            self.put(served, after, Some(old))
+        };
+        let stored = self
+            .find(served, &old.key.namespace, name)
+            .filter(|found| found.uid == object.uid)
+            .unwrap_or(object);
         Ok(Written { value: served.from_storage(stored.value()), created: false, warnings })
     }
 
@@ -113,7 +122,8 @@ impl Txn<'_> {
         let resource = served.kind.group_resource();
         let uid = text(&after["metadata"]["uid"]);
         if !uid.is_empty() && *uid != *old.uid {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid);
+            let why =
+                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid);
             return Err(Status::conflict(&resource, &old.key.name, &why));
         }
         let version = text(&after["metadata"]["resourceVersion"]);

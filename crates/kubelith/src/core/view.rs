@@ -1,10 +1,13 @@
 //! What admission rules see of the state, inside the write they decide.
 
-use super::txn::Txn;
 use super::Call;
+use super::txn::Txn;
 use crate::admission::View;
 use crate::auth::UserInfo;
-use holdfast_apimachinery::{kind::Endpoint, status::{GroupResource, Status}};
+use holdfast_apimachinery::{
+    kind::Endpoint,
+    status::{GroupResource, Status},
+};
 use serde_json::{Value, json};
 
 /// The view of a running write.
@@ -27,7 +30,14 @@ impl View for TxnView<'_, '_> {
         self.0.now.timestamp()
     }
 
-    fn patch_status(&self, group: &str, resource: &str, read: &Value, status: &Value, manager: &str) -> Result<Value, Status> {
+    fn patch_status(
+        &self,
+        group: &str,
+        resource: &str,
+        read: &Value,
+        status: &Value,
+        manager: &str,
+    ) -> Result<Value, Status> {
         let registry = self.0.core.registry();
         let named = GroupResource::new(group, resource);
         let text = |field: &str| read["metadata"][field].as_str().unwrap_or("");
@@ -41,7 +51,8 @@ impl View for TxnView<'_, '_> {
         let after = holdfast_apimachinery::patch::merge(&before, &json!({ "status": status }));
         let user = UserInfo::kubelith();
         let call = Call { manager, ..Call::internal(&user) };
-        let written = self.0.replace(call, served, (&old, before), after, (Endpoint::Status, "status"), true)?;
+        let written =
+            self.0.replace(call, served, (&old, before), after, (Endpoint::Status, "status"), true)?;
         Ok(written.value)
     }
 }

@@ -1,7 +1,7 @@
 //! Watches without sockets: what a watcher starts with, and how a change looks to it (KS 8).
 
-use super::read::selects;
 use super::Core;
+use super::read::selects;
 use crate::registry::Served;
 use crate::store::{Event, EventKind, Object, TooOld};
 use holdfast_apimachinery::selector::{FieldSelector, LabelSelector};
@@ -50,7 +50,8 @@ impl Filter {
 
     /// How the change looks through the filter; `None` if it does not concern it.
     pub fn observe(&self, event: &Event) -> Option<Observed> {
-        let was = event.kind != EventKind::Added && event.previous.as_deref().is_some_and(|old| self.matches(old));
+        let was =
+            event.kind != EventKind::Added && event.previous.as_deref().is_some_and(|old| self.matches(old));
         let is = event.kind != EventKind::Deleted && self.matches(&event.object);
         let rev = event.object.rev;
         let seen = |kind, object: &Arc<Object>| Some(Observed { kind, object: object.clone(), rev });
@@ -91,9 +92,12 @@ impl Core {
     pub fn events(&self, filter: &Filter, after: u64, max: usize) -> Result<(Vec<Event>, u64), TooOld> {
         let until = self.durability().rev();
         let state = self.state.read();
-        let Some(collection) = state.collection(&filter.served.storage) else { return Ok((Vec::new(), until.max(after))) };
+        let Some(collection) = state.collection(&filter.served.storage) else {
+            return Ok((Vec::new(), until.max(after)));
+        };
         let events = collection.events(after, until, max)?;
-        let complete = if events.len() == max { events.last().map_or(until, |e| e.object.rev) } else { until };
+        let complete =
+            if events.len() == max { events.last().map_or(until, |e| e.object.rev) } else { until };
         Ok((events, complete.max(after)))
     }
 }

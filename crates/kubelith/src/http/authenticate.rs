@@ -17,7 +17,12 @@ impl Authenticator {
     ///
     /// # Errors
     /// 401 for a credential that is no good.
-    pub fn user(&self, core: &Core, certificate: Option<&UserInfo>, headers: &HeaderMap) -> Result<UserInfo, Status> {
+    pub fn user(
+        &self,
+        core: &Core,
+        certificate: Option<&UserInfo>,
+        headers: &HeaderMap,
+    ) -> Result<UserInfo, Status> {
         if let Some(token) = bearer(headers) {
             let verified = self.tokens.verify(&token, None).ok_or_else(Status::unauthorized)?;
             return account_user(core, &verified).ok_or_else(Status::unauthorized);
@@ -35,7 +40,9 @@ fn bearer(headers: &HeaderMap) -> Option<String> {
     }
     // Browsers cannot set headers on WebSockets: the token travels as a sub-protocol (KS 8.6).
     let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
-    let encoded = protocols.flat_map(|v| v.split(',')).find_map(|p| p.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
+    let encoded = protocols
+        .flat_map(|v| v.split(','))
+        .find_map(|p| p.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     String::from_utf8(URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).ok()?).ok()
 }
@@ -62,7 +69,9 @@ pub(super) fn account_user(core: &Core, verified: &Verified) -> Option<UserInfo>
         &["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}")],
     );
     user.uid.clone_from(&claims.serviceaccount.uid);
-    let mut extra = |key: &str, value: String| user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+    let mut extra = |key: &str, value: String| {
+        user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value])
+    };
     extra("credential-id", format!("JTI={}", verified.id));
     if let Some(pod) = &claims.pod {
         extra("pod-name", pod.name.clone());

@@ -16,12 +16,16 @@ pub(super) fn answer(app: &App, target: &Target, headers: &HeaderMap) -> Result<
     match target {
         Target::CoreVersions | Target::Groups => match negotiate::choose(accept, Offer::Discovery)? {
             Form::Discovery => Ok(aggregated(app, headers, *target == Target::CoreVersions)),
-            _ if *target == Target::CoreVersions => Ok(body::json(200, &json!({
-                "kind": "APIVersions", "versions": ["v1"],
-                "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": app.advertised}],
-            }))),
+            _ if *target == Target::CoreVersions => Ok(body::json(
+                200,
+                &json!({
+                    "kind": "APIVersions", "versions": ["v1"],
+                    "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": app.advertised}],
+                }),
+            )),
             _ => {
-                let groups: Vec<Value> = groups(app).into_iter().filter(|g| !g.name.is_empty()).map(|g| g.legacy(false)).collect();
+                let groups: Vec<Value> =
+                    groups(app).into_iter().filter(|g| !g.name.is_empty()).map(|g| g.legacy(false)).collect();
                 Ok(body::json(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})))
             }
         },
@@ -42,7 +46,8 @@ struct Group {
 
 impl Group {
     fn legacy(&self, alone: bool) -> Value {
-        let entry = |version: &str| json!({"groupVersion": format!("{}/{version}", self.name), "version": version});
+        let entry =
+            |version: &str| json!({"groupVersion": format!("{}/{version}", self.name), "version": version});
         let versions: Vec<Value> = self.versions.iter().map(|(v, _)| entry(v)).collect();
         let mut out = Map::new();
         if alone {
@@ -74,7 +79,11 @@ fn groups(app: &App) -> Vec<Group> {
         .iter()
         .map(|g| Group {
             name: g.name.clone(),
-            versions: g.versions.iter().map(|v| (v.name.clone(), v.kinds.iter().map(|k| resource(k)).collect())).collect(),
+            versions: g
+                .versions
+                .iter()
+                .map(|v| (v.name.clone(), v.kinds.iter().map(|k| resource(k)).collect()))
+                .collect(),
         })
         .collect();
     for extra in &app.aggregated {
@@ -85,20 +94,30 @@ fn groups(app: &App) -> Vec<Group> {
         }
     }
     groups.sort_by(|a, b| {
-        registry::group_priority(&b.name).cmp(&registry::group_priority(&a.name)).then_with(|| a.name.cmp(&b.name))
+        registry::group_priority(&b.name)
+            .cmp(&registry::group_priority(&a.name))
+            .then_with(|| a.name.cmp(&b.name))
     });
     groups
 }
 
 fn aggregated(app: &App, headers: &HeaderMap, core: bool) -> Answer {
-    let items: Vec<Value> = groups(app).iter().filter(|g| g.name.is_empty() == core).map(Group::aggregated).collect();
+    let items: Vec<Value> =
+        groups(app).iter().filter(|g| g.name.is_empty() == core).map(Group::aggregated).collect();
     let list = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items});
     let bytes = super::resources::bytes(&list);
     let tag = format!("\"{}\"", hex(&Sha512::digest(&bytes)));
     let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v == tag);
-    let mut response = if known { body::answer(304, "application/json", body::full("")) } else { body::json_bytes(200, bytes) };
+    let mut response = if known {
+        body::answer(304, "application/json", body::full(""))
+    } else {
+        body::json_bytes(200, bytes)
+    };
     let out = response.headers_mut();
-    out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"));
+    out.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"),
+    );
     out.insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
     out.insert(header::VARY, HeaderValue::from_static("Accept"));
     if let Ok(tag) = HeaderValue::from_str(&tag) {
@@ -174,7 +193,11 @@ fn extra_resources(extra: &Aggregated) -> Vec<Value> {
 fn group_version(app: &App, group: &str, version: &str) -> Answer {
     let registry = app.core.registry();
     let mut resources: Vec<Value> = Vec::new();
-    let found = registry.groups.iter().find(|g| g.name == group).and_then(|g| g.versions.iter().find(|v| v.name == version));
+    let found = registry
+        .groups
+        .iter()
+        .find(|g| g.name == group)
+        .and_then(|g| g.versions.iter().find(|v| v.name == version));
     let extra = app.aggregated.iter().find(|a| a.group == group && a.version == version);
     if found.is_none() && extra.is_none() {
         return body::page_not_found();
@@ -187,7 +210,8 @@ fn group_version(app: &App, group: &str, version: &str) -> Answer {
     if !group.is_empty() {
         list["apiVersion"] = json!("v1");
     }
-    list["groupVersion"] = json!(if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") });
+    list["groupVersion"] =
+        json!(if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") });
     list["resources"] = json!(resources);
     body::json(200, &list)
 }

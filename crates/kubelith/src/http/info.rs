@@ -43,7 +43,8 @@ pub enum Target {
 
 /// Reads method, path and query.
 pub fn target(method: &Method, path: &str, query: &Query) -> Target {
-    let parts: Vec<String> = path.split('/').filter(|p| !p.is_empty()).map(|p| decode(&p.replace('+', "%2B"))).collect();
+    let parts: Vec<String> =
+        path.split('/').filter(|p| !p.is_empty()).map(|p| decode(&p.replace('+', "%2B"))).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let (group, version, rest) = match parts.as_slice() {
         ["api"] => return Target::CoreVersions,
@@ -67,7 +68,9 @@ fn resource(method: &Method, group: &str, version: &str, rest: &[&str], query: &
     let (namespace, rest) = match rest {
         // Requests for a namespace itself look like requests in it.
         ["namespaces", name] => (Some(*name), &["namespaces", *name][..]),
-        ["namespaces", name, sub @ ("status" | "finalize")] => (Some(*name), &["namespaces", *name, *sub][..]),
+        ["namespaces", name, sub @ ("status" | "finalize")] => {
+            (Some(*name), &["namespaces", *name, *sub][..])
+        }
         ["namespaces", ns, rest @ ..] => (Some(*ns), rest),
         rest => (None, rest),
     };
@@ -131,7 +134,10 @@ mod tests {
         let r = parse(Method::GET, "/api/v1/pods", "watch=1");
         assert_eq!((r.verb, r.watch, r.namespace), ("watch", true, None));
         let r = parse(Method::PUT, "/api/v1/namespaces/n/finalize", "");
-        assert_eq!((&*r.resource, r.name.as_deref(), &*r.subresource, r.namespace.clone()), ("namespaces", Some("n"), "finalize", None));
+        assert_eq!(
+            (&*r.resource, r.name.as_deref(), &*r.subresource, r.namespace.clone()),
+            ("namespaces", Some("n"), "finalize", None)
+        );
         assert_eq!(r.authorisation_namespace(), "n");
         let r = parse(Method::DELETE, "/api/v1/namespaces/n/pods", "");
         assert_eq!((r.verb, r.name), ("deletecollection", None));

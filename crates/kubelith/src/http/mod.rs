@@ -3,6 +3,7 @@
 mod authenticate;
 mod body;
 mod discovery;
+mod file_logs;
 mod info;
 mod logs;
 mod negotiate;
@@ -19,7 +20,8 @@ mod writes;
 
 pub use authenticate::Authenticator;
 pub use body::{Answer, AnswerBody, BoxError, answer, full, json, refusal, streamed, text};
-pub use logs::{LogOptions, LogSource};
+pub use file_logs::FileLogs;
+pub use logs::{LogOptions, LogRequest, LogSource, LogStream};
+pub use openapi::Documents;
 pub use router::{Aggregated, App, Handler};
 pub use server::{Running, ServeError, bind, serve};
-pub use openapi::Documents;

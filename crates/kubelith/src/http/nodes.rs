@@ -7,7 +7,9 @@ use holdfast_apimachinery::status::{GroupResource, Status};
 
 /// 403 when a node writes another node's objects.
 pub(super) fn restrict(core: &Core, user: &UserInfo, request: &ResourceRequest) -> Result<(), Status> {
-    let Some(node) = user.name.strip_prefix("system:node:").filter(|_| user.is_in("system:nodes")) else { return Ok(()) };
+    let Some(node) = user.name.strip_prefix("system:node:").filter(|_| user.is_in("system:nodes")) else {
+        return Ok(());
+    };
     if matches!(request.verb, "get" | "list" | "watch") {
         return Ok(());
     }
@@ -17,12 +19,18 @@ pub(super) fn restrict(core: &Core, user: &UserInfo, request: &ResourceRequest) 
         ("coordination.k8s.io", "leases") => {
             request.namespace.as_deref() == Some("kube-node-lease") && !name.is_empty() && name != node
         }
-        ("", "pods") if !name.is_empty() => node_of_pod(core, request.namespace.as_deref().unwrap_or(""), name).is_some_and(|n| n != node),
+        ("", "pods") if !name.is_empty() => {
+            node_of_pod(core, request.namespace.as_deref().unwrap_or(""), name).is_some_and(|n| n != node)
+        }
         _ => false,
     };
     if foreign {
         let resource = GroupResource::new(request.group.clone(), request.resource.clone());
-        return Err(Status::forbidden(&resource, name, &format!("node \"{node}\" may write only its own objects")));
+        return Err(Status::forbidden(
+            &resource,
+            name,
+            &format!("node \"{node}\" may write only its own objects"),
+        ));
     }
     Ok(())
 }

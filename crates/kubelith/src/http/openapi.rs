@@ -38,10 +38,16 @@ pub(super) fn path(app: &App, path: &str, headers: &HeaderMap, query: &Query) ->
         "/healthz" | "/livez" | "/readyz" => Some(health(path, query)),
         "/openapi/v2" => Some(v2(app, headers)),
         "/openapi/v3" => Some(v3_root(app, headers)),
-        "" => Some(body::json(200, &json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}))),
+        "" => Some(body::json(
+            200,
+            &json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
+        )),
         other => match other.strip_prefix("/openapi/v3/") {
             Some(document) => v3(app, document, headers, query),
-            None => ["/healthz/", "/livez/", "/readyz/"].iter().any(|p| other.starts_with(p)).then(|| health_part(other)),
+            None => ["/healthz/", "/livez/", "/readyz/"]
+                .iter()
+                .any(|p| other.starts_with(p))
+                .then(|| health_part(other)),
         },
     }
 }
@@ -85,7 +91,13 @@ fn health_part(path: &str) -> Answer {
 
 fn v2(app: &App, headers: &HeaderMap) -> Answer {
     let registry = app.core.registry();
-    let kinds: Vec<Arc<Kind>> = registry.groups.iter().flat_map(|g| &g.versions).flat_map(|v| &v.kinds).map(|s| s.kind.clone()).collect();
+    let kinds: Vec<Arc<Kind>> = registry
+        .groups
+        .iter()
+        .flat_map(|g| &g.versions)
+        .flat_map(|v| &v.kinds)
+        .map(|s| s.kind.clone())
+        .collect();
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
     if accept.contains("com.github.proto-openapi.spec.v2") {
         return body::answer(200, V2_PROTOBUF, body::full(openapi::v2_protobuf(&kinds, &git_version())));
@@ -113,7 +125,8 @@ impl Documents {
                         digest.update(format!("{}/{}/{}", kind.group, kind.version, kind.plural));
                     }
                     digest.update(env!("CARGO_PKG_VERSION"));
-                    made.hashes.insert(path_of(&group.name, &version.name), hex(&digest.finalize()).to_uppercase());
+                    made.hashes
+                        .insert(path_of(&group.name, &version.name), hex(&digest.finalize()).to_uppercase());
                 }
             }
         }
@@ -124,7 +137,8 @@ impl Documents {
 fn v3_root(app: &App, headers: &HeaderMap) -> Answer {
     let registry = app.core.registry();
     let made = app.documents.refresh(&registry);
-    let mut list: Vec<(String, String)> = made.hashes.iter().map(|(path, hash)| (path.clone(), hash.clone())).collect();
+    let mut list: Vec<(String, String)> =
+        made.hashes.iter().map(|(path, hash)| (path.clone(), hash.clone())).collect();
     drop(made);
     list.sort();
     let document = super::resources::bytes(&openapi::v3_root(&list));
@@ -139,7 +153,14 @@ fn v3(app: &App, path: &str, headers: &HeaderMap, query: &Query) -> Option<Answe
         _ => return None,
     };
     let group_entry = registry.groups.iter().find(|g| g.name == group)?;
-    let kinds: Vec<Arc<Kind>> = group_entry.versions.iter().find(|v| v.name == version)?.kinds.iter().map(|s| s.kind.clone()).collect();
+    let kinds: Vec<Arc<Kind>> = group_entry
+        .versions
+        .iter()
+        .find(|v| v.name == version)?
+        .kinds
+        .iter()
+        .map(|s| s.kind.clone())
+        .collect();
     let mut made = app.documents.refresh(&registry);
     let hash = made.hashes.get(path)?.clone();
     if query.get("hash").is_some_and(|given| given != hash) {
@@ -163,7 +184,11 @@ fn v3(app: &App, path: &str, headers: &HeaderMap, query: &Query) -> Option<Answe
 fn tagged(headers: &HeaderMap, hash: String, document: Bytes) -> Answer {
     let tag = format!("\"{hash}\"");
     let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v == tag);
-    let mut response = if known { body::answer(304, "application/json", body::full("")) } else { body::json_bytes(200, document) };
+    let mut response = if known {
+        body::answer(304, "application/json", body::full(""))
+    } else {
+        body::json_bytes(200, document)
+    };
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);

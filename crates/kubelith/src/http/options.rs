@@ -34,23 +34,38 @@ fn list_version(query: &Query, limit: usize, continued: bool) -> Result<ReadVers
     let refuse = |error: FieldError| Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[error]));
     if let Some(rule) = rule {
         if given.is_none() {
-            return refuse(FieldError::forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+            return refuse(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ));
         }
         if continued {
-            return refuse(FieldError::forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided"));
+            return refuse(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden when continue is provided",
+            ));
         }
         if !matches!(rule, "Exact" | "NotOlderThan") {
-            return refuse(FieldError::not_supported("resourceVersionMatch", &Value::from(rule), &["Exact", "NotOlderThan"]));
+            return refuse(FieldError::not_supported(
+                "resourceVersionMatch",
+                &Value::from(rule),
+                &["Exact", "NotOlderThan"],
+            ));
         }
         if rule == "Exact" && given == Some("0") {
-            return refuse(FieldError::forbidden("resourceVersionMatch", "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""));
+            return refuse(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            ));
         }
     }
     let rev = number(given)?;
     if continued {
         return match rev {
             None | Some(0) => Ok(ReadVersion::Latest),
-            Some(_) => Err(Status::bad_request("specifying resource version is not allowed when using continue")),
+            Some(_) => {
+                Err(Status::bad_request("specifying resource version is not allowed when using continue"))
+            }
         };
     }
     Ok(match (rev, rule) {
@@ -72,7 +87,11 @@ pub(super) fn get_version(query: &Query) -> Result<ReadVersion, Status> {
 /// A resourceVersion.
 pub(super) fn number(text: Option<&str>) -> Result<Option<u64>, Status> {
     text.map(|text| {
-        text.parse().map_err(|_| Status::bad_request(format!("Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax")))
+        text.parse().map_err(|_| {
+            Status::bad_request(format!(
+                "Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
+            ))
+        })
     })
     .transpose()
 }
@@ -82,8 +101,10 @@ pub(super) fn delete(query: &Query, body: Option<&Value>) -> Result<(DeleteOptio
     let null = Value::Null;
     let body = body.unwrap_or(&null);
     let text = |field: &Value| field.as_str().filter(|t| !t.is_empty()).map(str::to_owned);
-    let policy = text(&body["propagationPolicy"]).or_else(|| query.get("propagationPolicy").map(str::to_owned));
-    let orphan = body["orphanDependents"].as_bool().or_else(|| query.get("orphanDependents").map(|v| v == "true"));
+    let policy =
+        text(&body["propagationPolicy"]).or_else(|| query.get("propagationPolicy").map(str::to_owned));
+    let orphan =
+        body["orphanDependents"].as_bool().or_else(|| query.get("orphanDependents").map(|v| v == "true"));
     let propagation = match (policy.as_deref(), orphan) {
         (Some("Background"), _) => Some(Propagation::Background),
         (Some("Foreground"), _) => Some(Propagation::Foreground),
@@ -91,7 +112,11 @@ pub(super) fn delete(query: &Query, body: Option<&Value>) -> Result<(DeleteOptio
         (None, Some(false)) => Some(Propagation::Background),
         (None, None) => None,
         (Some(other), _) => {
-            let error = FieldError::not_supported("propagationPolicy", &Value::from(other), &["Foreground", "Background", "Orphan", "nil"]);
+            let error = FieldError::not_supported(
+                "propagationPolicy",
+                &Value::from(other),
+                &["Foreground", "Background", "Orphan", "nil"],
+            );
             return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
         }
     };

@@ -38,7 +38,11 @@ impl Query {
     /// 400 if the value is none.
     pub fn number(&self, key: &str) -> Result<Option<i64>, Status> {
         self.get(key)
-            .map(|v| v.parse().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing \"{v}\": invalid syntax"))))
+            .map(|v| {
+                v.parse().map_err(|_| {
+                    Status::bad_request(format!("strconv.ParseInt: parsing \"{v}\": invalid syntax"))
+                })
+            })
             .transpose()
     }
 
@@ -53,7 +57,12 @@ impl Query {
             ["All"] => Ok(true),
             other => {
                 let shown = Value::from(other.iter().map(|v| Value::from(*v)).collect::<Vec<_>>());
-                Err(Status::invalid("meta.k8s.io", kind, "", &[FieldError::not_supported("dryRun", &shown, &["All"])]))
+                Err(Status::invalid(
+                    "meta.k8s.io",
+                    kind,
+                    "",
+                    &[FieldError::not_supported("dryRun", &shown, &["All"])],
+                ))
             }
         }
     }
@@ -68,7 +77,11 @@ impl Query {
             Some("Ignore") => Ok(FieldValidation::Ignore),
             Some("Strict") => Ok(FieldValidation::Strict),
             Some(other) => {
-                let error = FieldError::not_supported("fieldValidation", &Value::from(other), &["Ignore", "Strict", "Warn"]);
+                let error = FieldError::not_supported(
+                    "fieldValidation",
+                    &Value::from(other),
+                    &["Ignore", "Strict", "Warn"],
+                );
                 Err(Status::invalid("meta.k8s.io", kind, "", &[error]))
             }
         }
@@ -81,7 +94,9 @@ pub fn decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
-        let escaped = (bytes[i] == b'%').then(|| text.get(i + 1..i + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok())).flatten();
+        let escaped = (bytes[i] == b'%')
+            .then(|| text.get(i + 1..i + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok()))
+            .flatten();
         match (bytes[i], escaped) {
             (_, Some(byte)) => {
                 out.push(byte);

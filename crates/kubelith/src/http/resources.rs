@@ -26,9 +26,18 @@ use std::time::Duration;
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
 
 /// Answers a request below a served group-version.
-pub(super) async fn answer(app: Arc<App>, request: Request<Incoming>, user: UserInfo, resource: ResourceRequest, query: Query) -> Result<Answer, Status> {
+pub(super) async fn answer(
+    app: Arc<App>,
+    request: Request<Incoming>,
+    user: UserInfo,
+    resource: ResourceRequest,
+    query: Query,
+) -> Result<Answer, Status> {
     let registry = app.core.registry();
-    let served = registry.find(&resource.group, &resource.version, &resource.resource).ok_or_else(Status::unknown_resource)?.clone();
+    let served = registry
+        .find(&resource.group, &resource.version, &resource.resource)
+        .ok_or_else(Status::unknown_resource)?
+        .clone();
     drop(registry);
     check_scope(&served, &resource)?;
     let kind = &served.kind;
@@ -102,7 +111,14 @@ async fn subresource(
     }
 }
 
-async fn get(app: &App, served: &Served, resource: &ResourceRequest, name: &str, request: &Request<Incoming>, query: &Query) -> Result<Answer, Status> {
+async fn get(
+    app: &App,
+    served: &Served,
+    resource: &ResourceRequest,
+    name: &str,
+    request: &Request<Incoming>,
+    query: &Query,
+) -> Result<Answer, Status> {
     let form = negotiate::choose(accept(request), Offer::Object)?;
     let include = include(query)?;
     let version = options::get_version(query)?;
@@ -121,7 +137,13 @@ async fn get(app: &App, served: &Served, resource: &ResourceRequest, name: &str,
     Ok(body::json_bytes(200, bytes))
 }
 
-async fn list(app: &App, served: &Served, resource: &ResourceRequest, request: &Request<Incoming>, query: &Query) -> Result<Answer, Status> {
+async fn list(
+    app: &App,
+    served: &Served,
+    resource: &ResourceRequest,
+    request: &Request<Incoming>,
+    query: &Query,
+) -> Result<Answer, Status> {
     let form = negotiate::choose(accept(request), Offer::List)?;
     let include = include(query)?;
     let options = options::list(served, resource, query)?;
@@ -131,7 +153,13 @@ async fn list(app: &App, served: &Served, resource: &ResourceRequest, request: &
 }
 
 /// A list in the form asked for.
-fn render_list(served: &Served, result: &ListResult, form: Form, include: IncludeObject, now: DateTime<Utc>) -> Bytes {
+fn render_list(
+    served: &Served,
+    result: &ListResult,
+    form: Form,
+    include: IncludeObject,
+    now: DateTime<Utc>,
+) -> Bytes {
     let mut metadata = json!({"resourceVersion": result.rev.to_string()});
     if let Some(token) = &result.continue_token {
         metadata["continue"] = json!(token);
@@ -141,8 +169,13 @@ fn render_list(served: &Served, result: &ListResult, form: Form, include: Includ
     }
     match form {
         Form::Json | Form::Discovery => {
-            let head = format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[", served.kind.list_kind, served.api_version);
-            let mut out = Vec::with_capacity(head.len() + 2 + result.items.iter().map(|o| o.json.len() + 1).sum::<usize>());
+            let head = format!(
+                "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+                served.kind.list_kind, served.api_version
+            );
+            let mut out = Vec::with_capacity(
+                head.len() + 2 + result.items.iter().map(|o| o.json.len() + 1).sum::<usize>(),
+            );
             out.extend_from_slice(head.as_bytes());
             for (i, object) in result.items.iter().enumerate() {
                 if i > 0 {
@@ -159,14 +192,26 @@ fn render_list(served: &Served, result: &ListResult, form: Form, include: Includ
             bytes(&columns::table(&served.kind, &references, metadata, include, true, now))
         }
         Form::Partial => {
-            let items: Vec<Value> = result.items.iter().map(|o| columns::partial_metadata(&served.from_storage(o.value()))).collect();
-            bytes(&json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items}))
+            let items: Vec<Value> = result
+                .items
+                .iter()
+                .map(|o| columns::partial_metadata(&served.from_storage(o.value())))
+                .collect();
+            bytes(
+                &json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items}),
+            )
         }
     }
 }
 
 /// A written object in the form asked for.
-pub(super) fn render_written(app: &App, served: &Served, form: Form, include: IncludeObject, value: &Value) -> Bytes {
+pub(super) fn render_written(
+    app: &App,
+    served: &Served,
+    form: Form,
+    include: IncludeObject,
+    value: &Value,
+) -> Bytes {
     match form {
         Form::Json | Form::Discovery => bytes(value),
         Form::Table => {
@@ -179,7 +224,11 @@ pub(super) fn render_written(app: &App, served: &Served, form: Form, include: In
 
 /// The JSON text of an object in the version of the endpoint, without work where it is stored so.
 pub(super) fn text_of(served: &Served, object: &Object) -> Bytes {
-    if served.is_storage_version() { object.json.clone() } else { bytes(&served.from_storage(object.value())) }
+    if served.is_storage_version() {
+        object.json.clone()
+    } else {
+        bytes(&served.from_storage(object.value()))
+    }
 }
 
 /// Waits until what is about to be shown is durable.

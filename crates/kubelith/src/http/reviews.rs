@@ -4,7 +4,10 @@ use super::authenticate::account_user;
 use super::body::{self, Answer};
 use super::info::ResourceRequest;
 use super::router::App;
-use crate::auth::{Attributes, BoundObject, Decision, ISSUER, ResourceRule, SHORTEST_S, ServiceAccountClaims, TokenRequest, UserInfo};
+use crate::auth::{
+    Attributes, BoundObject, Decision, ISSUER, ResourceRule, SHORTEST_S, ServiceAccountClaims, TokenRequest,
+    UserInfo,
+};
 use crate::core::ReadVersion;
 use crate::registry::Served;
 use holdfast_apimachinery::{decode, field::FieldError, kind::Kind, status::Status, time::rfc3339};
@@ -23,7 +26,13 @@ pub(super) fn is_review(kind: &Kind) -> bool {
 }
 
 /// POST of a review.
-pub(super) async fn answer(app: &App, served: &Served, user: &UserInfo, request: Request<Incoming>, resource: &ResourceRequest) -> Result<Answer, Status> {
+pub(super) async fn answer(
+    app: &App,
+    served: &Served,
+    user: &UserInfo,
+    request: Request<Incoming>,
+    resource: &ResourceRequest,
+) -> Result<Answer, Status> {
     let kind = served.kind.kind.clone();
     let mut review = body(request, &kind).await?;
     review["kind"] = json!(kind);
@@ -38,7 +47,9 @@ pub(super) async fn answer(app: &App, served: &Served, user: &UserInfo, request:
         "LocalSubjectAccessReview" => {
             let namespace = resource.namespace.as_deref().unwrap_or("");
             if review["spec"]["resourceAttributes"]["namespace"] != namespace {
-                return Err(Status::bad_request(format!("spec.resourceAttributes.namespace must be {namespace}")));
+                return Err(Status::bad_request(format!(
+                    "spec.resourceAttributes.namespace must be {namespace}"
+                )));
             }
             access(app, &subject(&review["spec"]), &review["spec"])?
         }
@@ -50,14 +61,17 @@ pub(super) async fn answer(app: &App, served: &Served, user: &UserInfo, request:
 }
 
 async fn body(request: Request<Incoming>, kind: &str) -> Result<Value, Status> {
-    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
+    let content_type =
+        request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
     let bytes = body::read(request.into_body()).await?;
     let value = decode::body(&content_type, &bytes, kind)?.value;
     if value.is_object() { Ok(value) } else { Err(Status::bad_request(format!("the body must be a {kind}"))) }
 }
 
 fn subject(spec: &Value) -> UserInfo {
-    let strings = |v: &Value| v.as_array().into_iter().flatten().filter_map(|g| g.as_str().map(str::to_owned)).collect();
+    let strings = |v: &Value| {
+        v.as_array().into_iter().flatten().filter_map(|g| g.as_str().map(str::to_owned)).collect()
+    };
     UserInfo {
         name: spec["user"].as_str().unwrap_or("").to_owned(),
         uid: spec["uid"].as_str().unwrap_or("").to_owned(),
@@ -70,7 +84,11 @@ fn access(app: &App, user: &UserInfo, spec: &Value) -> Result<Value, Status> {
     let text = |v: &'_ Value| v.as_str().unwrap_or("").to_owned();
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     if resource.is_object() == path.is_object() {
-        let error = FieldError::invalid("spec.resourceAttributes", &Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified");
+        let error = FieldError::invalid(
+            "spec.resourceAttributes",
+            &Value::Null,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        );
         return Err(Status::invalid("authorization.k8s.io", "SubjectAccessReview", "", &[error]));
     }
     let part = |field: &str| text(&resource[field]);
@@ -80,7 +98,15 @@ fn access(app: &App, user: &UserInfo, spec: &Value) -> Result<Value, Status> {
     let attributes = if kind.is_empty() {
         Attributes { verb: &path_verb, path: &path, ..Attributes::default() }
     } else {
-        Attributes { verb: &verb, group: &group, resource: &kind, subresource: &sub, name: &name, namespace: &namespace, path: "" }
+        Attributes {
+            verb: &verb,
+            group: &group,
+            resource: &kind,
+            subresource: &sub,
+            name: &name,
+            namespace: &namespace,
+            path: "",
+        }
     };
     Ok(match app.rbac.decide(&app.core, user, &attributes) {
         Decision::Allow(reason) if reason.is_empty() => json!({"allowed": true}),
@@ -103,12 +129,18 @@ fn rules(app: &App, user: &UserInfo, spec: &Value) -> Value {
             rule
         })
         .collect();
-    let paths: Vec<Value> = paths.into_iter().map(|r| json!({"verbs": r.verbs, "nonResourceURLs": r.paths})).collect();
+    let paths: Vec<Value> =
+        paths.into_iter().map(|r| json!({"verbs": r.verbs, "nonResourceURLs": r.paths})).collect();
     json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }
 
 fn token_review(app: &App, spec: &Value) -> Value {
-    let audiences: Vec<String> = spec["audiences"].as_array().into_iter().flatten().filter_map(|a| a.as_str().map(str::to_owned)).collect();
+    let audiences: Vec<String> = spec["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str().map(str::to_owned))
+        .collect();
     let token = spec["token"].as_str().unwrap_or("");
     let verified = app.authenticator.tokens.verify(token, Some(&audiences));
     match verified.as_ref().and_then(|v| Some((v, account_user(&app.core, v)?))) {
@@ -119,7 +151,8 @@ fn token_review(app: &App, spec: &Value) -> Value {
                 groups.retain(|g| g != "system:authenticated");
                 groups.push(json!("system:authenticated"));
             }
-            let met: Vec<&String> = verified.audiences.iter().filter(|a| audiences.is_empty() || audiences.contains(a)).collect();
+            let met: Vec<&String> =
+                verified.audiences.iter().filter(|a| audiences.is_empty() || audiences.contains(a)).collect();
             json!({"authenticated": true, "user": shown, "audiences": met})
         }
         None => json!({"user": {}, "error": "invalid bearer token"}),
@@ -127,7 +160,12 @@ fn token_review(app: &App, spec: &Value) -> Value {
 }
 
 /// POST serviceaccounts/{name}/token.
-pub(super) async fn token(app: &App, accounts: &Served, request: Request<Incoming>, resource: &ResourceRequest) -> Result<Answer, Status> {
+pub(super) async fn token(
+    app: &App,
+    accounts: &Served,
+    request: Request<Incoming>,
+    resource: &ResourceRequest,
+) -> Result<Answer, Status> {
     let mut review = body(request, "TokenRequest").await?;
     let namespace = resource.namespace.as_deref().unwrap_or("");
     let name = resource.name.as_deref().unwrap_or("");
@@ -135,11 +173,20 @@ pub(super) async fn token(app: &App, accounts: &Served, request: Request<Incomin
     let spec = &review["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(TOKEN_S);
     if seconds < SHORTEST_S {
-        let error = FieldError::invalid("spec.expirationSeconds", &json!(seconds), "may not specify a duration less than 10 minutes");
+        let error = FieldError::invalid(
+            "spec.expirationSeconds",
+            &json!(seconds),
+            "may not specify a duration less than 10 minutes",
+        );
         return Err(Status::invalid("authentication.k8s.io", "TokenRequest", name, &[error]));
     }
     let seconds = seconds.min(LONGEST_S);
-    let audiences: Vec<String> = spec["audiences"].as_array().into_iter().flatten().filter_map(|a| a.as_str().map(str::to_owned)).collect();
+    let audiences: Vec<String> = spec["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str().map(str::to_owned))
+        .collect();
     let (pod, secret) = bound(app, namespace, &spec["boundObjectRef"])?;
     let now = app.core.now();
     let claims = ServiceAccountClaims {
@@ -165,14 +212,23 @@ pub(super) async fn token(app: &App, accounts: &Served, request: Request<Incomin
 }
 
 /// The pod or secret a token shall die with.
-fn bound(app: &App, namespace: &str, reference: &Value) -> Result<(Option<BoundObject>, Option<BoundObject>), Status> {
+fn bound(
+    app: &App,
+    namespace: &str,
+    reference: &Value,
+) -> Result<(Option<BoundObject>, Option<BoundObject>), Status> {
     if !reference.is_object() {
         return Ok((None, None));
     }
     let plural = match reference["kind"].as_str() {
         Some("Pod") => "pods",
         Some("Secret") => "secrets",
-        other => return Err(Status::bad_request(format!("cannot bind token to object of type {}", other.unwrap_or("unknown")))),
+        other => {
+            return Err(Status::bad_request(format!(
+                "cannot bind token to object of type {}",
+                other.unwrap_or("unknown")
+            )));
+        }
     };
     let registry = app.core.registry();
     let served = registry.preferred("", plural).ok_or_else(Status::unknown_resource)?;
@@ -180,7 +236,11 @@ fn bound(app: &App, namespace: &str, reference: &Value) -> Result<(Option<BoundO
     let object = app.core.get(served, namespace, name, ReadVersion::Latest)?;
     let uid = reference["uid"].as_str().filter(|uid| !uid.is_empty());
     if uid.is_some_and(|uid| *uid != *object.uid) {
-        return Err(Status::conflict(&served.kind.group_resource(), name, "the UID in the bound object reference does not match the UID in record"));
+        return Err(Status::conflict(
+            &served.kind.group_resource(),
+            name,
+            "the UID in the bound object reference does not match the UID in record",
+        ));
     }
     let bound = BoundObject { name: name.to_owned(), uid: object.uid.to_string() };
     Ok(if plural == "pods" { (Some(bound), None) } else { (None, Some(bound)) })

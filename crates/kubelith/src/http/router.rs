@@ -8,11 +8,13 @@ use super::query::Query;
 use super::{discovery, nodes, openapi, resources};
 use crate::auth::{Attributes, Decision, Rbac, UserInfo};
 use crate::core::Core;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use holdfast_apimachinery::status::{GroupResource, Status};
 use http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
 use serde_json::Value;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 /// Serves the requests of an aggregated group: authenticated and authorised already; may upgrade.
@@ -51,12 +53,21 @@ pub struct App {
 
 impl App {
     /// Answers one request; `certificate` is the user of the connection's client certificate.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>, certificate: Option<UserInfo>) -> Answer {
+    pub async fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        certificate: Option<UserInfo>,
+    ) -> Answer {
         let audit = request.headers().get("audit-id").cloned();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let mut response = match self.route(request, certificate).await {
-            Ok(response) => response,
-            Err(status) => body::refusal(&status),
+        // A panic is a defect of ours; it must not take the other requests of the connection with it.
+        let mut response = match AssertUnwindSafe(self.route(request, certificate)).catch_unwind().await {
+            Ok(Ok(response)) => response,
+            Ok(Err(status)) => body::refusal(&status),
+            Err(_) => {
+                tracing::error!(%method, path, "request handler panicked");
+                body::refusal(&Status::internal("the server met a condition it does not handle; see its log"))
+            }
         };
         tracing::debug!(%method, path, code = response.status().as_u16(), "request");
         let headers = response.headers_mut();
@@ -70,7 +81,11 @@ impl App {
         response
     }
 
-    async fn route(self: Arc<Self>, request: Request<Incoming>, certificate: Option<UserInfo>) -> Result<Answer, Status> {
+    async fn route(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        certificate: Option<UserInfo>,
+    ) -> Result<Answer, Status> {
         let user = self.authenticator.user(&self.core, certificate.as_ref(), request.headers())?;
         let user = self.impersonate(user, request.headers())?;
         let query = Query::parse(request.uri().query().unwrap_or(""));
@@ -80,14 +95,21 @@ impl App {
             other => {
                 self.allow_path(&user, &path, request.method().as_str())?;
                 match other {
-                    Target::Path => Ok(openapi::path(&self, &path, request.headers(), &query).unwrap_or_else(body::page_not_found)),
+                    Target::Path => Ok(openapi::path(&self, &path, request.headers(), &query)
+                        .unwrap_or_else(body::page_not_found)),
                     found => discovery::answer(&self, &found, request.headers()),
                 }
             }
         }
     }
 
-    async fn resource(self: Arc<Self>, request: Request<Incoming>, user: UserInfo, resource: ResourceRequest, query: Query) -> Result<Answer, Status> {
+    async fn resource(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        user: UserInfo,
+        resource: ResourceRequest,
+        query: Query,
+    ) -> Result<Answer, Status> {
         let mut attributes = self.attributes(&resource);
         let by_field;
         if attributes.name.is_empty() && matches!(resource.verb, "list" | "watch" | "deletecollection") {
@@ -96,7 +118,8 @@ impl App {
         }
         self.authorise(&user, &attributes)?;
         nodes::restrict(&self.core, &user, &resource)?;
-        let aggregated = self.aggregated.iter().find(|a| a.group == resource.group && a.version == resource.version);
+        let aggregated =
+            self.aggregated.iter().find(|a| a.group == resource.group && a.version == resource.version);
         if let Some(aggregated) = aggregated {
             return Ok((aggregated.handler)(request, user).await);
         }
@@ -141,7 +164,8 @@ impl App {
     /// `kubectl --as`: allowed with the verb `impersonate` on what is taken over.
     fn impersonate(&self, user: UserInfo, headers: &http::HeaderMap) -> Result<UserInfo, Status> {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
-        let groups: Vec<&str> = headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).collect();
+        let groups: Vec<&str> =
+            headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).collect();
         let Some(name) = text("impersonate-user") else {
             if groups.is_empty() && text("impersonate-uid").is_none() {
                 return Ok(user);
@@ -149,14 +173,18 @@ impl App {
             return Err(Status::bad_request("requested impersonation without impersonating a user"));
         };
         let may = |resource: &str, name: &str, namespace: &str| {
-            self.authorise(&user, &Attributes { verb: "impersonate", resource, name, namespace, ..Attributes::default() })
+            self.authorise(
+                &user,
+                &Attributes { verb: "impersonate", resource, name, namespace, ..Attributes::default() },
+            )
         };
         let mut derived: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
         match name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
             Some((namespace, account)) => {
                 may("serviceaccounts", account, namespace)?;
                 if groups.is_empty() {
-                    derived = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+                    derived =
+                        vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
                 }
             }
             None => may("users", name, "")?,

@@ -63,7 +63,11 @@ impl Running {
 pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ServeError> {
     let mut listeners = Vec::new();
     for address in addresses {
-        listeners.push(TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address: *address, source })?);
+        listeners.push(
+            TcpListener::bind(address)
+                .await
+                .map_err(|source| ServeError::Bind { address: *address, source })?,
+        );
     }
     Ok(listeners)
 }
@@ -72,7 +76,12 @@ pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ServeErr
 ///
 /// # Errors
 /// The certificates are no good.
-pub fn serve(app: &Arc<App>, listeners: Vec<TcpListener>, certificate: &ServerCertificate, ca_pem: &str) -> Result<Running, ServeError> {
+pub fn serve(
+    app: &Arc<App>,
+    listeners: Vec<TcpListener>,
+    certificate: &ServerCertificate,
+    ca_pem: &str,
+) -> Result<Running, ServeError> {
     let tls = TlsAcceptor::from(Arc::new(tls(certificate, ca_pem)?));
     let (stop, stopped) = watch::channel(false);
     let mut running = Running { addresses: Vec::new(), tasks: JoinSet::new(), stop };
@@ -95,9 +104,11 @@ fn tls(certificate: &ServerCertificate, ca_pem: &str) -> Result<ServerConfig, Se
         .allow_unauthenticated()
         .build()
         .map_err(|e| bad("client verifier", &e))?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate.certificate_pem.as_bytes()).collect();
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(certificate.certificate_pem.as_bytes()).collect();
     let chain = chain.map_err(|e| bad("server certificate", &e))?;
-    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes()).map_err(|e| bad("server key", &e))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes()).map_err(|e| bad("server key", &e))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| bad("protocol versions", &e))?
@@ -144,8 +155,12 @@ async fn connection(app: Arc<App>, socket: TcpStream, tls: TlsAcceptor) {
         }
         Err(_) => return,
     };
-    let user: Option<UserInfo> =
-        stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(|der| user_of_certificate(der));
+    let user: Option<UserInfo> = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .and_then(|der| user_of_certificate(der));
     let service = service_fn(move |request| {
         let (app, user) = (app.clone(), user.clone());
         async move { Ok::<_, Infallible>(app.handle(request, user).await) }

@@ -25,7 +25,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch as signal};
 use tokio::time::{Instant, interval_at, sleep_until};
-use tokio_tungstenite::{WebSocketStream, tungstenite::{Message, handshake::derive_accept_key, protocol::Role}};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
+};
 
 /// How often a watch that asked for bookmarks gets one.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -52,7 +55,13 @@ struct Plan {
 }
 
 /// Answers a watch.
-pub(super) async fn answer(app: &Arc<App>, served: &Arc<Served>, resource: &ResourceRequest, request: Request<Incoming>, query: &Query) -> Result<Answer, Status> {
+pub(super) async fn answer(
+    app: &Arc<App>,
+    served: &Arc<Served>,
+    resource: &ResourceRequest,
+    request: Request<Incoming>,
+    query: &Query,
+) -> Result<Answer, Status> {
     let plan = plan(served, resource, &request, query)?;
     let (sender, frames) = mpsc::channel::<Bytes>(BUFFERED);
     let registry = app.core.registry_changes();
@@ -72,7 +81,12 @@ pub(super) async fn answer(app: &Arc<App>, served: &Arc<Served>, resource: &Reso
     Ok(body::answer(200, "application/json", body::streamed(pieces)))
 }
 
-fn plan(served: &Arc<Served>, resource: &ResourceRequest, request: &Request<Incoming>, query: &Query) -> Result<Plan, Status> {
+fn plan(
+    served: &Arc<Served>,
+    resource: &ResourceRequest,
+    request: &Request<Incoming>,
+    query: &Query,
+) -> Result<Plan, Status> {
     let form = negotiate::choose(accept(request), Offer::List)?;
     let (labels, fields) = options::selectors(served, query)?;
     let initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
@@ -82,8 +96,18 @@ fn plan(served: &Arc<Served>, resource: &ResourceRequest, request: &Request<Inco
     };
     match (initial_events, rule) {
         (Some(_), Some("NotOlderThan")) | (None, None) => {}
-        (Some(_), _) => return refuse("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan", "resourceVersionMatch"),
-        (None, Some(_)) => return refuse("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided", "resourceVersionMatch"),
+        (Some(_), _) => {
+            return refuse(
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                "resourceVersionMatch",
+            );
+        }
+        (None, Some(_)) => {
+            return refuse(
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                "resourceVersionMatch",
+            );
+        }
     }
     let rev = options::number(query.get("resourceVersion"))?.filter(|rev| *rev > 0);
     let initial_events = initial_events.unwrap_or(false);
@@ -262,28 +286,44 @@ impl Stream<'_> {
 }
 
 fn is_websocket(request: &Request<Incoming>) -> bool {
-    request.headers().get(header::UPGRADE).and_then(|v| v.to_str().ok()).is_some_and(|v| v.eq_ignore_ascii_case("websocket"))
+    request
+        .headers()
+        .get(header::UPGRADE)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.eq_ignore_ascii_case("websocket"))
 }
 
 /// Answers the upgrade and sends one text frame an event.
-fn websocket(mut request: Request<Incoming>, mut frames: mpsc::Receiver<Bytes>, stream: impl Future<Output = ()> + Send + 'static) -> Answer {
-    let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY).map(|k| derive_accept_key(k.as_bytes())) else {
+fn websocket(
+    mut request: Request<Incoming>,
+    mut frames: mpsc::Receiver<Bytes>,
+    stream: impl Future<Output = ()> + Send + 'static,
+) -> Answer {
+    let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY).map(|k| derive_accept_key(k.as_bytes()))
+    else {
         return body::refusal(&Status::bad_request("Sec-WebSocket-Key is missing"));
     };
-    let protocols = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
+    let protocols =
+        request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
     let offered: Vec<String> = protocols
         .flat_map(|v| v.split(','))
         .map(|p| p.trim().to_owned())
         .filter(|p| !p.is_empty() && !p.starts_with("base64url.bearer."))
         .collect();
-    let chosen = offered.iter().find(|p| *p == "base64.binary.k8s.io").or(if offered.len() == 1 { offered.first() } else { None });
+    let chosen = offered.iter().find(|p| *p == "base64.binary.k8s.io").or(if offered.len() == 1 {
+        offered.first()
+    } else {
+        None
+    });
     let mut response = body::answer(101, "application/json", body::full(Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_TYPE);
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    for (name, value) in [(header::SEC_WEBSOCKET_ACCEPT, Some(&key)), (header::SEC_WEBSOCKET_PROTOCOL, chosen)] {
+    for (name, value) in
+        [(header::SEC_WEBSOCKET_ACCEPT, Some(&key)), (header::SEC_WEBSOCKET_PROTOCOL, chosen)]
+    {
         if let Some(value) = value.and_then(|v| HeaderValue::from_str(v).ok()) {
             headers.insert(name, value);
         }
@@ -291,7 +331,8 @@ fn websocket(mut request: Request<Incoming>, mut frames: mpsc::Receiver<Bytes>, 
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let Ok(io) = upgraded.await else { return };
-        let (mut sink, mut source) = WebSocketStream::from_raw_socket(TokioIo::new(io), Role::Server, None).await.split();
+        let (mut sink, mut source) =
+            WebSocketStream::from_raw_socket(TokioIo::new(io), Role::Server, None).await.split();
         let pump = async {
             while let Some(frame) = frames.recv().await {
                 let Ok(text) = String::from_utf8(frame.to_vec()) else { break };
@@ -302,7 +343,13 @@ fn websocket(mut request: Request<Incoming>, mut frames: mpsc::Receiver<Bytes>, 
             // The reader may be gone already.
             let _ = sink.send(Message::Close(None)).await;
         };
-        let until_closed = async { while let Some(Ok(message)) = source.next().await { if message.is_close() { break } } };
+        let until_closed = async {
+            while let Some(Ok(message)) = source.next().await {
+                if message.is_close() {
+                    break;
+                }
+            }
+        };
         tokio::select! {
             () = async { tokio::join!(stream, pump); } => {}
             () = until_closed => {}

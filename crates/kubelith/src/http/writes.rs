@@ -3,10 +3,10 @@
 use super::body::{self, Answer};
 use super::info::ResourceRequest;
 use super::negotiate::{self, Form, Offer};
+use super::options;
 use super::query::Query;
 use super::resources::{accept, bytes, durable, include, render_written};
 use super::router::App;
-use super::options;
 use crate::auth::UserInfo;
 use crate::core::{Body, Call, DeleteOptions, PatchType, Written};
 use crate::registry::Served;
@@ -105,7 +105,9 @@ pub(super) async fn subresource(
             let mut common = Common::read(&request, query, "CreateOptions")?;
             let bytes = body::read(request.into_body()).await?;
             let eviction = decode::body(&common.content_type, &bytes, "Eviction")?;
-            let given = [&eviction.value["deleteOptions"], &eviction.value["delete_options"]].into_iter().find(|o| o.is_object());
+            let given = [&eviction.value["deleteOptions"], &eviction.value["delete_options"]]
+                .into_iter()
+                .find(|o| o.is_object());
             let (options, dry_run) = options::delete(&Query::default(), given)?;
             common.dry_run |= dry_run;
             let outcome = app.core.evict(common.call(user), served, place, &eviction, &options);
@@ -139,7 +141,13 @@ async fn create(
 }
 
 /// POST to the `bindings` collection: the binding's name is the pod's.
-async fn bind(app: &App, user: &UserInfo, common: &Common, namespace: &str, binding: &Body) -> Result<Answer, Status> {
+async fn bind(
+    app: &App,
+    user: &UserInfo,
+    common: &Common,
+    namespace: &str,
+    binding: &Body,
+) -> Result<Answer, Status> {
     let registry = app.core.registry();
     let pods = registry.preferred("", "pods").ok_or_else(Status::unknown_resource)?;
     let name = binding.value["metadata"]["name"].as_str().unwrap_or("").to_owned();
@@ -164,10 +172,14 @@ async fn change(
         let how = patch_type(served, &common.content_type, query.flag("force"))?;
         check_patch_options(how, query)?;
         let bytes = body::read(request.into_body()).await?;
-        let body = if matches!(how, PatchType::Apply { .. }) { decode::yaml(&bytes) } else { decode::json(&bytes) };
+        let body =
+            if matches!(how, PatchType::Apply { .. }) { decode::yaml(&bytes) } else { decode::json(&bytes) };
         let body = body.map_err(|why| Status::bad_request(format!("error decoding patch: {why}")))?;
         if matches!(how, PatchType::Apply { .. }) && !body.duplicates.is_empty() {
-            return Err(Status::bad_request(format!("error decoding YAML: duplicate field \"{}\"", body.duplicates.join("\", duplicate field \""))));
+            return Err(Status::bad_request(format!(
+                "error decoding YAML: duplicate field \"{}\"",
+                body.duplicates.join("\", duplicate field \"")
+            )));
         }
         app.core.patch(common.call(user), served, place, subresource, how, body)
     } else {
@@ -178,7 +190,12 @@ async fn change(
     written(app, served, &common, outcome).await
 }
 
-async fn written(app: &App, served: &Served, common: &Common, outcome: Result<Written, Status>) -> Result<Answer, Status> {
+async fn written(
+    app: &App,
+    served: &Served,
+    common: &Common,
+    outcome: Result<Written, Status>,
+) -> Result<Answer, Status> {
     // Also after a refusal: a rule may have written before it refused.
     durable(app, app.core.rev()).await?;
     let Written { value, created, warnings } = outcome?;
@@ -198,11 +215,25 @@ async fn delete(
 ) -> Result<Answer, Status> {
     let mut common = Common::read(&request, query, "DeleteOptions")?;
     let bytes = body::read(request.into_body()).await?;
-    let given = if bytes.is_empty() { None } else { Some(decode::body(&common.content_type, &bytes, "DeleteOptions")?.value) };
+    let given = if bytes.is_empty() {
+        None
+    } else {
+        Some(decode::body(&common.content_type, &bytes, "DeleteOptions")?.value)
+    };
     let (options, dry_run) = options::delete(query, given.as_ref())?;
     common.dry_run |= dry_run;
     match &resource.name {
-        Some(name) => delete_one(app, served, user, &common, (resource.namespace.as_deref().unwrap_or(""), name), &options).await,
+        Some(name) => {
+            delete_one(
+                app,
+                served,
+                user,
+                &common,
+                (resource.namespace.as_deref().unwrap_or(""), name),
+                &options,
+            )
+            .await
+        }
         None => {
             let what = options::list(served, resource, query)?;
             let outcome = app.core.delete_collection(common.call(user), served, &what, &options);
@@ -216,11 +247,22 @@ async fn delete(
     }
 }
 
-async fn delete_one(app: &App, served: &Served, user: &UserInfo, common: &Common, place: (&str, &str), options: &DeleteOptions) -> Result<Answer, Status> {
+async fn delete_one(
+    app: &App,
+    served: &Served,
+    user: &UserInfo,
+    common: &Common,
+    place: (&str, &str),
+    options: &DeleteOptions,
+) -> Result<Answer, Status> {
     let outcome = app.core.delete(common.call(user), served, place, options);
     durable(app, app.core.rev()).await?;
     let deleted = outcome?;
-    let shows_object = !deleted.gone || matches!(served.kind.kind.as_str(), "Pod" | "Namespace" | "Service" | "PersistentVolume" | "PersistentVolumeClaim") && !served.kind.is_custom();
+    let shows_object = !deleted.gone
+        || matches!(
+            served.kind.kind.as_str(),
+            "Pod" | "Namespace" | "Service" | "PersistentVolume" | "PersistentVolumeClaim"
+        ) && !served.kind.is_custom();
     let mut answer = if shows_object {
         body::json_bytes(200, render_written(app, served, common.form, common.include, &deleted.object))
     } else {
@@ -261,7 +303,9 @@ fn check_patch_options(how: PatchType, query: &Query) -> Result<(), Status> {
             refuse(FieldError::required("fieldManager", "is required for apply patch"))
         }
         PatchType::Apply { .. } => Ok(()),
-        _ if query.get("force").is_some() => refuse(FieldError::forbidden("force", "may not be specified for non-apply patch")),
+        _ if query.get("force").is_some() => {
+            refuse(FieldError::forbidden("force", "may not be specified for non-apply patch"))
+        }
         _ => Ok(()),
     }
 }
@@ -278,7 +322,11 @@ fn manager(headers: &HeaderMap, query: &Query) -> Result<String, Status> {
         return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
     }
     if given.chars().any(char::is_control) {
-        let error = FieldError::invalid("fieldManager", &Value::from(given), "should only contain printable characters");
+        let error = FieldError::invalid(
+            "fieldManager",
+            &Value::from(given),
+            "should only contain printable characters",
+        );
         return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
     }
     Ok(given.to_owned())

@@ -46,7 +46,10 @@ mod tests {
     fn both_forms_carry_the_same_facts() {
         let v1 = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod"}, "message": "m", "count": 2, "reason": "R"});
         let new = to_new(v1.clone());
-        assert_eq!(new, json!({"metadata": {"name": "e"}, "regarding": {"kind": "Pod"}, "note": "m", "deprecatedCount": 2, "reason": "R"}));
+        assert_eq!(
+            new,
+            json!({"metadata": {"name": "e"}, "regarding": {"kind": "Pod"}, "note": "m", "deprecatedCount": 2, "reason": "R"})
+        );
         assert_eq!(to_old(new), v1);
     }
 }

@@ -110,27 +110,41 @@ pub struct Registry {
 impl Registry {
     /// Builds the snapshot of the built-in kinds and these definitions (name and compiled form).
     pub fn build(generation: u64, definitions: &[(Arc<str>, Compiled)]) -> Self {
-        let mut all: Vec<Arc<Served>> =
-            holdfast_apimachinery::kind::builtins().into_iter().map(|kind| Arc::new(Served::builtin(kind))).collect();
+        let mut all: Vec<Arc<Served>> = holdfast_apimachinery::kind::builtins()
+            .into_iter()
+            .map(|kind| Arc::new(Served::builtin(kind)))
+            .collect();
         for (name, compiled) in definitions {
-            all.extend(compiled.served.iter().map(|kind| Arc::new(Served::custom(kind.clone(), &compiled.storage_version, name))));
+            all.extend(
+                compiled
+                    .served
+                    .iter()
+                    .map(|kind| Arc::new(Served::custom(kind.clone(), &compiled.storage_version, name))),
+            );
         }
         let mut groups: Vec<Group> = Vec::new();
         let mut by_path = HashMap::new();
         for served in all {
             let kind = &served.kind;
             by_path.insert((kind.group.clone(), kind.version.clone(), kind.plural.clone()), served.clone());
-            let group = find_or_insert(&mut groups, |g| g.name == kind.group, || Group { name: kind.group.clone(), versions: Vec::new() });
-            let version = find_or_insert(&mut group.versions, |v| v.name == kind.version, || Version {
-                name: kind.version.clone(),
-                kinds: Vec::new(),
-            });
+            let group = find_or_insert(
+                &mut groups,
+                |g| g.name == kind.group,
+                || Group { name: kind.group.clone(), versions: Vec::new() },
+            );
+            let version = find_or_insert(
+                &mut group.versions,
+                |v| v.name == kind.version,
+                || Version { name: kind.version.clone(), kinds: Vec::new() },
+            );
             version.kinds.push(served.clone());
         }
         for group in &mut groups {
             group.versions.sort_by_key(|v| std::cmp::Reverse(version_rank(&v.name)));
         }
-        groups.sort_by(|a, b| group_priority(&b.name).cmp(&group_priority(&a.name)).then_with(|| a.name.cmp(&b.name)));
+        groups.sort_by(|a, b| {
+            group_priority(&b.name).cmp(&group_priority(&a.name)).then_with(|| a.name.cmp(&b.name))
+        });
         Self { generation, groups, by_path }
     }
 
@@ -155,7 +169,9 @@ impl Registry {
         self.groups.iter().flat_map(|g| {
             g.versions.iter().enumerate().flat_map(move |(i, v)| {
                 v.kinds.iter().filter(move |s| {
-                    !g.versions[..i].iter().any(|earlier| earlier.kinds.iter().any(|e| e.kind.plural == s.kind.plural))
+                    !g.versions[..i]
+                        .iter()
+                        .any(|earlier| earlier.kinds.iter().any(|e| e.kind.plural == s.kind.plural))
                 })
             })
         })

@@ -9,6 +9,8 @@ mod memory;
 mod object;
 mod sqlite;
 mod state;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use journal::{Journal, Loaded, LogEntry, Record, StoreError};

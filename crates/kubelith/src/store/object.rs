@@ -42,7 +42,8 @@ impl Object {
     /// Builds the stored form of `value`, whose resourceVersion becomes `rev`.
     pub fn from_value(mut value: Value, rev: u64) -> Self {
         value["metadata"]["resourceVersion"] = Value::String(rev.to_string());
-        let json = Bytes::from(serde_json::to_vec(&value).expect("invariant: a JSON value always serialises"));
+        let json =
+            Bytes::from(serde_json::to_vec(&value).expect("invariant: a JSON value always serialises"));
         Self::indexed(&value, rev, json)
     }
 

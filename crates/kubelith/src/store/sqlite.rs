@@ -46,10 +46,14 @@ impl SqliteJournal {
         let app: i64 = self.pragma("application_id")?;
         let layout: i64 = self.pragma("user_version")?;
         if app != 0 && app != APPLICATION_ID {
-            return Err(self.foreign(format!("belongs to another application (id {app}); choose another directory")));
+            return Err(
+                self.foreign(format!("belongs to another application (id {app}); choose another directory"))
+            );
         }
         if layout > LAYOUT {
-            return Err(self.foreign(format!("was written by a newer version (layout {layout}); use that version")));
+            return Err(
+                self.foreign(format!("was written by a newer version (layout {layout}); use that version"))
+            );
         }
         self.db
             .execute_batch(&format!(
@@ -65,7 +69,9 @@ impl SqliteJournal {
     }
 
     fn pragma(&self, name: &str) -> Result<i64, StoreError> {
-        self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0)).map_err(|e| fault(&self.path, "read header", e))
+        self.db
+            .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
+            .map_err(|e| fault(&self.path, "read header", e))
     }
 
     fn foreign(&self, why: String) -> StoreError {
@@ -85,10 +91,15 @@ impl SqliteJournal {
         let mut rows = rows.query([])?;
         while let Some(row) = rows.next()? {
             let gr: String = row.get(0)?;
-            loaded.objects.push((names.get(&gr), row.get::<_, i64>(1)? as u64, Bytes::from(row.get::<_, Vec<u8>>(2)?)));
+            loaded.objects.push((
+                names.get(&gr),
+                row.get::<_, i64>(1)? as u64,
+                Bytes::from(row.get::<_, Vec<u8>>(2)?),
+            ));
         }
-        let mut rows =
-            self.db.prepare("SELECT rev, gr, ns, name, uid, deleted, prev_rev, at, json FROM log ORDER BY rev")?;
+        let mut rows = self
+            .db
+            .prepare("SELECT rev, gr, ns, name, uid, deleted, prev_rev, at, json FROM log ORDER BY rev")?;
         let mut rows = rows.query([])?;
         while let Some(row) = rows.next()? {
             let gr: String = row.get(1)?;
@@ -110,7 +121,9 @@ impl SqliteJournal {
     fn write_rows(&mut self, records: &[Record]) -> rusqlite::Result<()> {
         let tx = self.db.transaction()?;
         {
-            let mut put = tx.prepare_cached("INSERT OR REPLACE INTO obj(gr, ns, name, uid, rev, json) VALUES(?1,?2,?3,?4,?5,?6)")?;
+            let mut put = tx.prepare_cached(
+                "INSERT OR REPLACE INTO obj(gr, ns, name, uid, rev, json) VALUES(?1,?2,?3,?4,?5,?6)",
+            )?;
             let mut del = tx.prepare_cached("DELETE FROM obj WHERE gr=?1 AND ns=?2 AND name=?3")?;
             let mut log = tx.prepare_cached(
                 "INSERT INTO log(rev, gr, ns, name, uid, deleted, prev_rev, at, json) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9)",
@@ -119,15 +132,30 @@ impl SqliteJournal {
                 if r.deleted {
                     del.execute(params![&*r.storage, &*r.namespace, &*r.name])?;
                 } else {
-                    put.execute(params![&*r.storage, &*r.namespace, &*r.name, &*r.uid, r.rev as i64, &r.json[..]])?;
+                    put.execute(params![
+                        &*r.storage,
+                        &*r.namespace,
+                        &*r.name,
+                        &*r.uid,
+                        r.rev as i64,
+                        &r.json[..]
+                    ])?;
                 }
                 log.execute(params![
-                    r.rev as i64, &*r.storage, &*r.namespace, &*r.name, &*r.uid, r.deleted, r.prev_rev as i64, r.at,
+                    r.rev as i64,
+                    &*r.storage,
+                    &*r.namespace,
+                    &*r.name,
+                    &*r.uid,
+                    r.deleted,
+                    r.prev_rev as i64,
+                    r.at,
                     &r.json[..]
                 ])?;
             }
             if let Some(last) = records.last() {
-                tx.prepare_cached("INSERT OR REPLACE INTO meta(k, v) VALUES('rev', ?1)")?.execute([last.rev as i64])?;
+                tx.prepare_cached("INSERT OR REPLACE INTO meta(k, v) VALUES('rev', ?1)")?
+                    .execute([last.rev as i64])?;
             }
         }
         tx.commit()
@@ -135,10 +163,14 @@ impl SqliteJournal {
 
     fn trim_rows(&mut self, before: i64) -> rusqlite::Result<()> {
         let tx = self.db.transaction()?;
-        let floor: Option<i64> = tx.query_row("SELECT MAX(rev) FROM log WHERE at < ?1", [before], |row| row.get(0))?;
+        let floor: Option<i64> =
+            tx.query_row("SELECT MAX(rev) FROM log WHERE at < ?1", [before], |row| row.get(0))?;
         if let Some(floor) = floor {
             // A kept change needs its predecessor: a selector edge is decided by old and new (KS 8.1).
-            tx.execute("DELETE FROM log WHERE rev <= ?1 AND rev NOT IN (SELECT prev_rev FROM log WHERE rev > ?1)", [floor])?;
+            tx.execute(
+                "DELETE FROM log WHERE rev <= ?1 AND rev NOT IN (SELECT prev_rev FROM log WHERE rev > ?1)",
+                [floor],
+            )?;
             tx.execute("INSERT OR REPLACE INTO meta(k, v) VALUES('floor', MAX(?1, COALESCE((SELECT v FROM meta WHERE k='floor'), 0)))", [floor])?;
         }
         tx.commit()

@@ -70,7 +70,14 @@ pub struct Collection {
 
 impl Collection {
     fn new(floor: u64) -> Self {
-        Self { objects: BTreeMap::new(), events: VecDeque::new(), floor, bytes: 0, last: 0, changed: watch::Sender::new(0) }
+        Self {
+            objects: BTreeMap::new(),
+            events: VecDeque::new(),
+            floor,
+            bytes: 0,
+            last: 0,
+            changed: watch::Sender::new(0),
+        }
     }
 
     /// The object of that key.
@@ -94,7 +101,11 @@ impl Collection {
     }
 
     /// Objects of `namespace` (all when `None`) in list order, from `after` (exclusive) on.
-    pub fn range<'a>(&'a self, namespace: Option<&'a str>, after: Option<&Key>) -> impl Iterator<Item = &'a Arc<Object>> {
+    pub fn range<'a>(
+        &'a self,
+        namespace: Option<&'a str>,
+        after: Option<&Key>,
+    ) -> impl Iterator<Item = &'a Arc<Object>> {
         range(&self.objects, namespace, after)
     }
 
@@ -137,7 +148,9 @@ impl Collection {
         self.last = event.object.rev;
         match event.kind {
             EventKind::Deleted => self.objects.remove(&event.object.key),
-            EventKind::Added | EventKind::Modified => self.objects.insert(event.object.key.clone(), event.object.clone()),
+            EventKind::Added | EventKind::Modified => {
+                self.objects.insert(event.object.key.clone(), event.object.clone())
+            }
         };
         self.remember(event, limits);
     }
