@@ -279,3 +279,95 @@ fn nic(a: &mut Args, d: &Definition, rt: &Runtime) -> Result<(), InvalidDefiniti
     a.device(format!("{model},netdev=net0,id=nic0,mac={},bus={bus},romfile=", nic.mac));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definition::tests::machine;
+    use crate::definition::{Nic, Seed};
+
+    fn runtime() -> Runtime {
+        Runtime { run_dir: ".".into(), tap_fd: Some(17), incoming: false, sandbox: true }
+    }
+
+    fn efi(secure_boot: bool) -> Firmware {
+        Firmware::Efi {
+            code: "/usr/share/OVMF/code.fd".into(),
+            vars: "/usr/share/OVMF/vars.fd".into(),
+            secure_boot,
+        }
+    }
+
+    /// One argument a line, a value behind its option.
+    fn text(d: &Definition, rt: &Runtime) -> String {
+        let mut text = String::new();
+        for word in argv(d, rt).unwrap() {
+            let word = word.into_string().unwrap();
+            let separator = if text.is_empty() { "" } else { "\n" };
+            text += if word.starts_with('-') && !word.starts_with("-1") { separator } else { " " };
+            text += &word;
+        }
+        text + "\n"
+    }
+
+    fn golden(name: &str, got: &str) {
+        let path = format!("{}/src/argv/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::create_dir_all(format!("{}/src/argv", env!("CARGO_MANIFEST_DIR"))).unwrap();
+            std::fs::write(&path, got).unwrap();
+        }
+        let wanted = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(
+            got, wanted,
+            "{path}; run with UPDATE=1 if the change is meant (running guests cannot move then)"
+        );
+    }
+
+    /// The usual machine: address, two disks, provisioning.
+    fn usual() -> Definition {
+        let mut d = machine(&["vd-root", "cvi-tools"]);
+        d.nic = Some(Nic { mac: "f6:e1:74:94:01:02".into() });
+        d.disks[1].cdrom = true;
+        d.disks[1].read_only = true;
+        d.seed = Some(Seed { scsi_id: 2, sha256: "ab".into() });
+        d
+    }
+
+    #[test]
+    fn command_lines_are_as_recorded() {
+        golden("bios", &text(&usual(), &runtime()));
+        golden("efi", &text(&Definition { firmware: efi(false), ..usual() }, &runtime()));
+        golden("efi-secure-boot", &text(&Definition { firmware: efi(true), ..usual() }, &runtime()));
+        golden("not-paravirtual", &text(&Definition { paravirtual: false, ..usual() }, &runtime()));
+        let mut kvm = Definition { accelerator: Accelerator::Kvm, ..usual() };
+        kvm.cpu.model = "host".into();
+        kvm.cpu.features = vec!["migratable=on".into()];
+        kvm.cpu.enforce = false;
+        golden("kvm", &text(&kvm, &runtime()));
+        let old = Definition { machine: "pc-q35-7.2".into(), ..usual() };
+        golden("machine-7.2", &text(&old, &runtime()));
+    }
+
+    // Spec hypervisor.md §10.9: both sides get the same machine.
+    #[test]
+    fn the_target_differs_only_in_what_belongs_to_the_process() {
+        let source = text(&usual(), &runtime());
+        let other = Runtime { tap_fd: Some(9), incoming: true, ..runtime() };
+        let target = text(&usual(), &other);
+        let expected = source.replace("fd=17", "fd=9") + "-incoming defer\n";
+        assert_eq!(target, expected);
+    }
+
+    #[test]
+    fn commas_in_paths_are_doubled() {
+        let mut d = machine(&["a"]);
+        d.disks[0].path = "/odd,path/disk.img".into();
+        assert!(text(&d, &runtime()).contains("filename=/odd,,path/disk.img"));
+    }
+
+    #[test]
+    fn a_card_without_a_tap_is_refused() {
+        let rt = Runtime { tap_fd: None, ..runtime() };
+        assert!(argv(&usual(), &rt).unwrap_err().to_string().contains("tap"));
+    }
+}

@@ -235,3 +235,29 @@ async fn an_unprivileged_launcher_works_and_stays_small() {
     assert!(kib < 10 << 10, "{kib} KiB");
     println!("launcher: {kib} KiB anonymous");
 }
+
+#[tokio::test]
+async fn a_machine_without_paravirtual_devices_boots() {
+    let vm = Vm::new();
+    let mut l = Launcher::start("pod", "").await;
+    let mut definition = vm.definition();
+    definition.paravirtual = false;
+    let mut console = l.boot(&definition, OnReset::End).await;
+    read_until(&mut console, "Babc").await;
+}
+
+#[tokio::test]
+async fn uefi_starts_with_and_without_secure_boot() {
+    let vm = Vm::new();
+    let ovmf = std::path::Path::new("/usr/share/OVMF");
+    for (code, vars, secure_boot) in
+        [("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd", false), ("OVMF_CODE_4M.ms.fd", "OVMF_VARS_4M.ms.fd", true)]
+    {
+        let mut l = Launcher::start("pod", "").await;
+        let mut definition = vm.definition();
+        let (code, vars) = (ovmf.join(code), ovmf.join(vars));
+        definition.firmware = holdfast_hypervisor::definition::Firmware::Efi { code, vars, secure_boot };
+        let mut console = l.boot(&definition, OnReset::End).await;
+        read_until(&mut console, "BdsDxe").await;
+    }
+}

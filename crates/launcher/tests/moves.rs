@@ -117,6 +117,30 @@ async fn a_guest_moves_and_goes_on() {
     assert_eq!(m.target.ended().await.0.cause, Cause::PlatformStop);
 }
 
+#[tokio::test]
+async fn a_uefi_guest_moves() {
+    let mut definition = machine(&[]);
+    definition.memory_bytes = 128 << 20;
+    definition.firmware = holdfast_hypervisor::definition::Firmware::Efi {
+        code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+        vars: "/usr/share/OVMF/OVMF_VARS_4M.fd".into(),
+        secure_boot: false,
+    };
+    let mut source = Launcher::start("pod-source", "").await;
+    let mut target = Launcher::start("pod-target", "").await;
+    let mut console = source.boot(&definition, OnReset::End).await;
+    read_until(&mut console, "BdsDxe").await;
+    let _relay = Relay::start(&source.dir, &target.dir);
+    target.done(prepare(&definition, Some(UID), OnReset::End)).await;
+    target.done(Request::MigrateIn { migration_uid: UID.into() }).await;
+    source.done(Request::MigrateOut { migration_uid: UID.into(), config: config(625_000_000) }).await;
+    source.stage(MoveStage::Suspended).await;
+    source.done(Request::Switch { migration_uid: UID.into(), routes_done: true }).await;
+    target.stage(MoveStage::Resumed).await;
+    assert_eq!(source.ended().await.0.cause, Cause::MovedAway);
+    assert_eq!(target.state().await.query_status.as_deref(), Some("running"));
+}
+
 // MM-S3
 #[tokio::test]
 async fn both_sides_never_run_at_once() {
