@@ -9,6 +9,7 @@ pub mod argv;
 pub mod bootsector;
 pub mod compat;
 pub mod definition;
+pub mod fake;
 pub mod monitor;
 pub mod port;
 pub mod qemu;
