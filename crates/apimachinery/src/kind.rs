@@ -375,6 +375,14 @@ impl Kind {
             .try_for_each(|requirement| self.field(&Value::Null, &requirement.field).map(drop))
     }
 
+    /// Component name of a built-in kind's schema.
+    pub(crate) fn builtin_component(&self) -> Option<&'static str> {
+        match &self.source {
+            Source::Builtin(kind) => Some(kind.component),
+            Source::Custom(_) => None,
+        }
+    }
+
     /// 422 for this kind.
     #[must_use]
     pub fn invalid(&self, name: &str, errors: &[FieldError]) -> Status {
