@@ -192,7 +192,7 @@ impl Definition {
         if !(1..=248).contains(&self.cpu.count()) {
             return fail(format!("{} vCPUs are outside 1..248", self.cpu.count()));
         }
-        if self.memory_bytes < 1 << 20 || self.memory_bytes % (1 << 20) != 0 {
+        if self.memory_bytes == 0 || !self.memory_bytes.is_multiple_of(1 << 20) {
             return fail(format!("memory of {} bytes is not a whole number of MiB", self.memory_bytes));
         }
         if let Some(nic) = &self.nic
@@ -304,7 +304,8 @@ pub(crate) mod tests {
 
     #[test]
     fn values_that_break_out_of_their_argument_are_refused() {
-        let cases: [(&str, fn(&mut Definition)); 9] = [
+        type Case = (&'static str, fn(&mut Definition));
+        let cases: [Case; 9] = [
             ("name", |d| d.name = "a,b".into()),
             ("uuid", |d| d.uuid = "x y".into()),
             ("machine", |d| d.machine = "pc-q35-10.0,smm=on".into()),

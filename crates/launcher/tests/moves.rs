@@ -149,14 +149,8 @@ async fn both_sides_never_run_at_once() {
     let mut switched = false;
     loop {
         let target = m.target.state().await;
-        let Answer::State(source) = (match m.source.tell(Request::Query).await {
-            seq => match m.source.answer(seq).await {
-                Some(answer) => answer,
-                None => break,
-            },
-        }) else {
-            panic!()
-        };
+        let seq = m.source.tell(Request::Query).await;
+        let Some(Answer::State(source)) = m.source.answer(seq).await else { break };
         let runs = |s: &State| s.query_status.as_deref() == Some("running");
         // The target's answer is the older one: running there stays running.
         assert!(!(runs(&source) && runs(&target)), "{source:?} {target:?}");

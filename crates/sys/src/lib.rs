@@ -11,6 +11,7 @@ pub mod asyncfd;
 pub mod cgroup;
 pub mod durable;
 pub mod fdpass;
+pub mod kvm;
 pub mod lock;
 pub mod memory;
 pub mod mount;

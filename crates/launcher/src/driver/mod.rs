@@ -1,8 +1,8 @@
 //! The driver: the only task that acts. Everything else posts to its inbox.
 //!
 //! [`crate::queue`] says which request is carried out in which phase; the submodules carry it out:
-//! [`start`] (Prepare, Run, streams), [`stop`] (every way to an end), [`source`] and [`target`] (the two
-//! sides of a move).
+//! `start` (Prepare, Run, streams), `stop` (every way to an end), `source` and `target` (the two sides of
+//! a move).
 
 mod source;
 mod start;
