@@ -52,7 +52,8 @@ pub struct Daemon {
     pub log: PathBuf,
 }
 
-/// Runs until SIGTERM or SIGINT, then ends daemons at once and containers within the grace period.
+/// Runs until SIGTERM (ends daemons at once and containers within the grace period) or SIGINT (ends
+/// everything at once).
 /// The process must be single-threaded and PID 1 of its PID namespace.
 ///
 /// # Errors
@@ -74,8 +75,11 @@ pub fn run(config: Config) -> io::Result<()> {
         let ready = wait(&signals, &listener, &init.clients, timeout)?;
         if ready.signals {
             let got = signals.take()?;
-            if got.iter().any(|signal| *signal != Signal::CHILD.as_raw()) {
-                init.begin_end();
+            if got.contains(&Signal::TERM.as_raw()) {
+                init.begin_end(init.config.stop_grace);
+            }
+            if got.contains(&Signal::INT.as_raw()) {
+                init.begin_end(Duration::ZERO);
             }
         }
         // Before any answer, so that an answer never says "running" of what has been seen to end.
@@ -298,11 +302,12 @@ impl Init {
     }
 
     /// Daemons first: nobody may see a half-stopped node as a crash of its guests.
-    fn begin_end(&mut self) {
-        if self.ending.is_some() {
+    fn begin_end(&mut self, grace: Duration) {
+        let at = Instant::now() + grace;
+        if self.ending.is_some_and(|ending| ending <= at) {
             return;
         }
-        self.ending = Some(Instant::now() + self.config.stop_grace);
+        self.ending = Some(at);
         for state in &self.daemons {
             signal(state.process, Signal::KILL);
         }

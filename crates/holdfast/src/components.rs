@@ -1,0 +1,143 @@
+//! The processes of a home: their names, command lines, start, adoption.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use holdfast_sys::namespace::Network;
+use holdfast_sys::proc::{self, ProcessId};
+use holdfast_sys::spawn::Command;
+use holdfast_sys::{durable, pidfd::PidFd};
+
+use crate::home::{Facts, Home, NodeFacts};
+
+/// A process the supervisor keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Component {
+    /// API server and control loops.
+    Kubelith,
+    /// Product controllers, host routes, image server.
+    Controller,
+    /// PID 1 of a node.
+    Node(NodeFacts),
+}
+
+impl Component {
+    /// All of a home.
+    #[must_use]
+    pub fn all(facts: &Facts) -> Vec<Self> {
+        let nodes = facts.nodes.iter().cloned().map(Self::Node);
+        [Self::Kubelith, Self::Controller].into_iter().chain(nodes).collect()
+    }
+
+    /// Name in files, logs and messages.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Kubelith => "kubelith".to_owned(),
+            Self::Controller => "controller".to_owned(),
+            Self::Node(node) => format!("node-{}", node.name),
+        }
+    }
+
+    /// Arguments to the program; they identify the process in the process table.
+    #[must_use]
+    pub fn args(&self, home: &Home) -> Vec<String> {
+        let path = home.path().to_string_lossy().into_owned();
+        match self {
+            Self::Kubelith => vec!["kubelith".to_owned(), "--home".to_owned(), path],
+            Self::Controller => vec!["controller".to_owned(), "--home".to_owned(), path],
+            Self::Node(node) => {
+                ["node-init", "--home", &path, "--node", &node.name].map(str::to_owned).to_vec()
+            }
+        }
+    }
+}
+
+/// The running program, also after its file was replaced by a new build.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn own_program() -> anyhow::Result<std::path::PathBuf> {
+    let path = std::env::current_exe().context("find the running program")?;
+    let text = path.to_string_lossy();
+    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), Into::into))
+}
+
+/// Starts a component, detached from the caller, and records its identity.
+///
+/// # Errors
+/// Names the component.
+pub fn start(home: &Home, facts: &Facts, component: &Component) -> anyhow::Result<(ProcessId, PidFd)> {
+    let name = component.name();
+    let mut command = command(home, &name, &component.args(home))?;
+    if let Component::Node(node) = component {
+        command = command.network(Network::named(&facts.namespace(node))?).new_mounts().new_pid_namespace();
+    }
+    let child = command.spawn().with_context(|| format!("start {name}"))?;
+    durable::write(&home.pid_file(&name), &serde_json::to_vec(&child.id)?, 0o600)?;
+    Ok((child.id, child.pidfd))
+}
+
+/// The program with arguments, output appended to the log, in its own session.
+///
+/// # Errors
+/// When the log cannot be opened.
+pub fn command(home: &Home, log: &str, args: &[String]) -> anyhow::Result<Command> {
+    let path = home.log(log);
+    let output = OpenOptions::new().create(true).append(true).open(&path);
+    let output = output.with_context(|| format!("open log {}", path.display()))?;
+    Ok(Command::new(own_program()?)
+        .args(args)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .new_session())
+}
+
+/// The component's process if it runs: by its recorded identity, else by its command line (a
+/// supervisor that died between start and record).
+#[must_use]
+pub fn find(home: &Home, component: &Component, processes: &[ProcessId]) -> Option<ProcessId> {
+    let args = component.args(home);
+    let recorded = recorded(&home.pid_file(&component.name()));
+    recorded.filter(|id| id.is_alive() && is(id, &args)).or_else(|| {
+        // A child between fork and exec still has its parent's command line, which is another one.
+        processes.iter().copied().find(|id| is(id, &args))
+    })
+}
+
+fn recorded(path: &Path) -> Option<ProcessId> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn is(process: &ProcessId, args: &[String]) -> bool {
+    let line = proc::command_line(process.pid);
+    line.len() == args.len() + 1 && line[1..] == *args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_by_record_and_by_command_line_but_never_by_pid_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::find(Some(dir.path())).unwrap();
+        home.create().unwrap();
+        let component = Component::Kubelith;
+        let args = component.args(&home);
+        // `sh -c` with the component's arguments as its own: argv is [sh, kubelith, --home, …].
+        let script = dir.path().join("kubelith-stand-in");
+        std::fs::write(&script, "#!/bin/sh\nsleep 60\n").unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let other = ProcessId::of(child.id()).unwrap();
+        durable::write(&home.pid_file("kubelith"), &serde_json::to_vec(&other).unwrap(), 0o600).unwrap();
+        assert_eq!(find(&home, &component, &proc::list().unwrap()), None, "another program has the pid");
+        assert!(!is(&other, &args));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
