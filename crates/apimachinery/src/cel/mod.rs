@@ -130,7 +130,7 @@ fn compile_text(
             None
         }
         Ok(program) => {
-            if let Some(fault) = names::undefined(nodes, id, &program) {
+            if let Some(fault) = names::undefined(nodes, id, source, &program) {
                 errors.push(FieldError::invalid(
                     at,
                     &json!(source),

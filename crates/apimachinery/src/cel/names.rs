@@ -51,8 +51,8 @@ pub(super) fn escape(name: &str) -> Option<String> {
 }
 
 /// The first selected field that no node declares: `ERROR: <input>:1:5: undefined field 'nope'`.
-pub(super) fn undefined(nodes: &[Node], root: NodeId, program: &Program) -> Option<String> {
-    let mut search = Search { nodes, root, program, fault: None };
+pub(super) fn undefined(nodes: &[Node], root: NodeId, source: &str, program: &Program) -> Option<String> {
+    let mut search = Search { nodes, root, source, program, fault: None };
     search.visit(program.expression());
     search.fault
 }
@@ -60,6 +60,7 @@ pub(super) fn undefined(nodes: &[Node], root: NodeId, program: &Program) -> Opti
 struct Search<'p> {
     nodes: &'p [Node],
     root: NodeId,
+    source: &'p str,
     program: &'p Program,
     fault: Option<String>,
 }
@@ -81,8 +82,7 @@ impl Search<'_> {
                     return Some(*id);
                 }
                 if node.additional.is_none() && self.fault.is_none() && !self.optional_chain(expression) {
-                    let (line, column) =
-                        self.program.source_info().offset_for(expression.id).unwrap_or((1, 1));
+                    let (line, column) = self.position(expression.id);
                     self.fault =
                         Some(format!("ERROR: <input>:{line}:{column}: undefined field '{}'", select.field));
                 }
@@ -113,6 +113,15 @@ impl Search<'_> {
             }
             _ => None,
         }
+    }
+
+    /// Line and column of a node, from 1.
+    fn position(&self, id: u64) -> (usize, usize) {
+        let start = self.program.source_info().offset_for(id).map_or(0, |(start, _)| start);
+        let before: String = self.source.chars().take(usize::try_from(start).unwrap_or_default()).collect();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
+        (line, column)
     }
 
     /// `oldSelf` may be an optional, whose methods are calls, not fields: nothing to allow here,
