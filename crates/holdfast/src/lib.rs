@@ -169,8 +169,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Runs a daemon's future: logging to standard error, a small runtime, one line for the end.
 fn daemon(threads: usize, future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("HOLDFAST_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube=warn,hyper=warn,tower=warn"));
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("info,kube_client=off,kube_runtime=error,netlink_packet_route=error,hyper=warn,tower=warn")
+    });
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     // Two crates of the tree could choose; the choice is made once, here.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -188,7 +189,7 @@ pub(crate) fn block_on<T>(threads: usize, future: impl Future<Output = T>) -> T 
     }
     builder
         .enable_all()
-        .thread_stack_size(512 * 1024)
+        .thread_stack_size(8 << 20)
         .max_blocking_threads(8)
         .build()
         .expect("invariant: a process that just started may make a runtime")
