@@ -17,8 +17,8 @@ pub struct Found {
 }
 
 /// Decides from the choice and from what the machine shows: `flags` of its processors, whether one
-/// of the hardware modules of KVM is there, and what opening `/dev/kvm` gave.
-fn decide(choice: AcceleratorChoice, flags: &str, module: bool, open: Result<(), String>) -> Found {
+/// of the hardware modules of KVM is there, and what running guest code gave.
+fn decide(choice: AcceleratorChoice, flags: &str, module: bool, probe: Result<(), String>) -> Found {
     let tcg = |why: &str| Found { accelerator: Accelerator::Tcg, why: why.to_owned() };
     let has_flag = flags.split_ascii_whitespace().any(|flag| matches!(flag, "vmx" | "svm"));
     match choice {
@@ -28,9 +28,9 @@ fn decide(choice: AcceleratorChoice, flags: &str, module: bool, open: Result<(),
         }
         AcceleratorChoice::Auto if !has_flag => tcg("the processor flags lack vmx and svm"),
         AcceleratorChoice::Auto if !module => tcg("neither kvm_intel nor kvm_amd is loaded"),
-        AcceleratorChoice::Auto => match open {
+        AcceleratorChoice::Auto => match probe {
             Ok(()) => Found { accelerator: Accelerator::Kvm, why: "KVM is usable".to_owned() },
-            Err(why) => tcg(&format!("/dev/kvm: {why}")),
+            Err(why) => tcg(&why),
         },
     }
 }
@@ -40,8 +40,10 @@ pub fn find(choice: AcceleratorChoice) -> Found {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
     let module = ["kvm_intel", "kvm_amd"].iter().any(|m| Path::new("/sys/module").join(m).exists());
-    let open = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    decide(choice, flags, module, open.map(drop).map_err(|error| error.to_string()))
+    // It takes half a second where KVM is not real, so it is run only where its answer counts.
+    let wanted = decide(choice, flags, module, Ok(())).accelerator == Accelerator::Kvm;
+    let probe = if wanted && choice == AcceleratorChoice::Auto { holdfast_sys::kvm::probe() } else { Ok(()) };
+    decide(choice, flags, module, probe)
 }
 
 #[cfg(test)]
