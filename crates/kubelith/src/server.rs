@@ -175,9 +175,15 @@ impl Server {
         Error::Failed(self.core.durability().failed().await)
     }
 
-    /// Closes the listeners and all connections.
-    pub fn stop(&self) {
-        self.running.stop();
+    /// Closes the listeners and all connections, makes durable what is queued, and lets go of the store.
+    /// Streams that other holders of `core` keep must end for it to return.
+    pub async fn shutdown(self) {
+        let Self { core, mut running, .. } = self;
+        running.stop();
+        running.ended().await;
+        let durability = core.durability().clone();
+        drop((core, running));
+        durability.closed().await;
     }
 }
 

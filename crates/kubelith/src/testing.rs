@@ -62,17 +62,15 @@ impl Server {
         Ok(Self { inner, home, kubeconfig })
     }
 
-    /// Stops the server and starts it again on the same data (at another port: read the kubeconfig anew).
+    /// Stops the server and starts it again on the same data, at the same address and without definitions to ensure.
     ///
     /// # Errors
     /// It cannot start.
     pub async fn restart(self, hooks: Hooks) -> Result<Self, Error> {
         let Self { inner, home, .. } = self;
-        let port = inner.addresses().to_vec();
-        inner.stop();
-        drop(inner);
-        // The store is locked until the writer thread of the old server has ended.
-        Self::at(home, hooks, |config| config.listen = port).await
+        let addresses = inner.addresses().to_vec();
+        inner.shutdown().await;
+        Self::at(home, hooks, |config| config.listen = addresses).await
     }
 
     /// Kubeconfig of an administrator.

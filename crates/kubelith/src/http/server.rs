@@ -123,7 +123,7 @@ async fn accept(app: Arc<App>, listener: TcpListener, tls: TlsAcceptor, mut stop
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = stop_asked(&mut stopped) => return,
+            () = stop_asked(&mut stopped) => return connections.shutdown().await,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((socket, _)) => {

@@ -41,6 +41,12 @@ impl Durability {
         }
     }
 
+    /// Waits until the writer has finished and let go of the medium.
+    pub async fn closed(&self) {
+        let mut progress = self.0.clone();
+        while progress.changed().await.is_ok() {}
+    }
+
     /// Waits until the medium fails; the text says why.
     pub async fn failed(&self) -> Arc<str> {
         let mut progress = self.0.clone();
@@ -73,6 +79,9 @@ impl Writer {
                 tracing::error!(%error, "store failed; no further write is accepted");
                 progress.send_modify(|p| p.failed = Some(error.to_string().into()));
             }
+            // Whoever waits for the end of `progress` may open the medium again.
+            drop(journal);
+            drop(progress);
         })?;
         Ok(Self { queue, durability: Durability(watch) })
     }
@@ -108,9 +117,9 @@ fn serve(
         }
         journal.append(&group)?;
         let (rev, at) = group.last().map_or((0, 0), |last| (last.rev, last.at));
-        // Memory first, so that whoever wakes up finds the events published.
-        durable(&group);
+        // The revision first: a watcher that `durable` wakes reads up to it, and is not woken again.
         progress.send_modify(|p| p.rev = rev);
+        durable(&group);
         group.clear();
         if trimmed.elapsed() >= TRIM_EVERY {
             trimmed = Instant::now();
