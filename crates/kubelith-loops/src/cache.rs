@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use futures::StreamExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -21,7 +22,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 /// Pause after a failed watch: 50 ms doubling to 1 s. The server is on this machine, and everything
@@ -51,6 +52,7 @@ struct Link {
     version: AtomicU64,
     breaks: AtomicU64,
     connected: AtomicBool,
+    ready: watch::Sender<bool>,
     subscribers: Mutex<Vec<Arc<Notify>>>,
 }
 
@@ -112,6 +114,7 @@ where
                     Ok(watcher::Event::InitDone) => {
                         link.breaks.fetch_add(1, Ordering::Release);
                         link.connected.store(true, Ordering::Release);
+                        link.ready.send_replace(true);
                         link.changed();
                     }
                     Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) => {
@@ -135,14 +138,16 @@ where
         self.link.subscribers.lock().push(notify.clone());
     }
 
-    /// Waits until the first list has arrived.
+    /// Waits until the first list has arrived. (The store's own wait wakes only one of several waiters.)
     pub(crate) async fn ready(&self) -> anyhow::Result<()> {
-        Ok(self.store.wait_until_ready().await?)
+        let mut ready = self.link.ready.subscribe();
+        ready.wait_for(|ready| *ready).await.context("the watch's task has ended")?;
+        Ok(())
     }
 
     /// Whether the first list has arrived.
     pub(crate) fn is_ready(&self) -> bool {
-        self.link.version.load(Ordering::Acquire) > 0
+        *self.link.ready.borrow()
     }
 
     /// Grows with every change.
