@@ -14,7 +14,7 @@ use crate::cluster::Cluster;
 use crate::config::TlsFiles;
 use crate::network::netlink::Netlink;
 use crate::network::plan::{self, Hint, Hop};
-use crate::network::{Generation, NetworkError, apply_routes};
+use crate::network::{Generation, NetworkError, apply_routes, list_links};
 use crate::peers::chain;
 use crate::tls::Identity;
 
@@ -104,8 +104,8 @@ impl Keeper {
 
     async fn route(&self) -> Result<(), NetworkError> {
         let _guard = self.routing.lock().await;
-        let links = self.netlink.links().await?;
-        let Some(bridge) = links.get(&self.bridge) else {
+        let links = list_links(&self.netlink)?;
+        let Some(bridge) = links.get(&self.bridge).copied() else {
             return Err(NetworkError::NoLink(self.bridge.clone()));
         };
         let vms = crate::routes::vms(&self.cluster);
@@ -134,7 +134,7 @@ impl Keeper {
             .our_routes(&links)
             .await?
             .into_iter()
-            .filter(|route| route.link == Some(bridge.index))
+            .filter(|route| route.link == Some(bridge))
             .map(|route| (route.net, route.hop))
             .collect();
         apply_routes(&self.netlink, &links, &present, &desired, None).await

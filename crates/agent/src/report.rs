@@ -163,7 +163,8 @@ fn running_fields(facts: &Facts, status: &InstanceStatus, now: Timestamp, patch:
         patch.insert("node".into(), json!(facts.node));
     }
     let pod = PodRef { name: facts.pod_name.clone(), uid: facts.id.pod_uid.clone() };
-    if status.active_pod.as_ref() != Some(&pod) {
+    // After a restart of the agent the name comes a moment later than the launcher.
+    if !pod.name.is_empty() && status.active_pod.as_ref() != Some(&pod) {
         patch.insert("activePod".into(), json!(pod));
     }
     let known = status.runtime.clone().unwrap_or_default();
@@ -274,6 +275,9 @@ pub fn flip(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value>
     if instance.spec.epoch != facts.id.epoch || holds_claim(&facts.id, instance) {
         return None;
     }
+    if facts.id.pod_uid != named.target.pod_uid {
+        return None;
+    }
     let claim = Claim {
         node: facts.node.clone(),
         boot_id: facts.boot_id.clone(),
@@ -298,7 +302,7 @@ pub fn flip(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value>
     };
     let mut patch = json!({
         "node": facts.node,
-        "activePod": PodRef { name: facts.pod_name.clone(), uid: facts.id.pod_uid.clone() },
+        "activePod": PodRef { name: named.target.pod.clone(), uid: facts.id.pod_uid.clone() },
         "claim": claim,
         "report": whole(&report),
         "migration": migration,

@@ -154,11 +154,11 @@ fn a_new_epoch_clears_what_the_last_one_left() {
 }
 
 fn with_move(mut instance: Instance) -> Instance {
-    let side = |node: &str| Side { node: node.into(), pod: node.into(), pod_uid: node.into() };
+    let side = |node: &str, pod: &str| Side { node: node.into(), pod: pod.into(), pod_uid: pod.into() };
     instance.status.as_mut().unwrap().migration = Some(InstanceMigration {
         uid: "m".into(),
-        source: side("n0"),
-        target: side("n1"),
+        source: side("n0", "source"),
+        target: side("n1", "p"),
         ..InstanceMigration::default()
     });
     instance
@@ -192,6 +192,9 @@ fn flip_table() {
     let mut other = before();
     other.status.as_mut().unwrap().migration.as_mut().unwrap().uid = "m2".into();
     assert!(flip(&resumed(), &other, NOW).is_none(), "another move is named");
+    let mut elsewhere = before();
+    elsewhere.status.as_mut().unwrap().migration.as_mut().unwrap().target.pod_uid = "q".into();
+    assert!(flip(&resumed(), &elsewhere, NOW).is_none(), "another pod is the target");
     let mut newer = before();
     newer.spec.epoch = 2;
     assert!(flip(&resumed(), &newer, NOW).is_none(), "another epoch");

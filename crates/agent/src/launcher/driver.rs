@@ -132,14 +132,17 @@ impl Driver {
         let recorded =
             self.agent.pods.on_disk(&self.pod_uid).ok().flatten().and_then(|d| d.exit).map(|e| e.id);
         let pod = self.agent.cluster.pods.get(&self.pod_uid);
-        self.facts.send_modify(|facts| {
-            if !known && let Some(id) = recorded.or_else(|| pod.as_deref().and_then(id_of_pod)) {
-                facts.id = id;
-            }
-            if let Some(pod) = &pod {
-                facts.pod_name = pod.name_any();
-            }
-        });
+        if !known && let Some(id) = recorded.or_else(|| pod.as_deref().and_then(id_of_pod)) {
+            self.facts.send_modify(|facts| facts.id = id);
+        }
+        if let Some(pod) = &pod {
+            self.facts.send_if_modified(|facts| {
+                let name = pod.name_any();
+                let changed = facts.pod_name != name;
+                facts.pod_name = name;
+                changed
+            });
+        }
     }
 
     async fn converse(
@@ -162,6 +165,9 @@ impl Driver {
             }
             self.adopt_network().await;
             changes.mark_unchanged();
+            if self.facts.borrow().pod_name.is_empty() {
+                self.learn_identity();
+            }
             let step = self.decide(conversation.id(), &asked);
             if let Step::Wait(why) = step {
                 if why != last_wait {

@@ -24,7 +24,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use self::names::{GATEWAY_MAC, Mac, is_tap_name, tap_name};
-use self::netlink::{Link, Netlink, NetlinkError, Target};
+use self::netlink::{Links, Netlink, NetlinkError, Target};
 use self::plan::{Hop, Vm};
 
 /// Settings of a node's network.
@@ -152,13 +152,13 @@ impl Network {
     /// The uplink is missing, or the kernel refuses a setting (the error says which).
     pub async fn start(settings: Settings) -> Result<Self, NetworkError> {
         let netlink = Netlink::connect().map_err(io_failed("open a netlink socket"))?;
-        let links = netlink.links().await?;
+        let links = list_links(&netlink)?;
         let uplink = find(&links, &settings.uplink)?;
         let loopback = find(&links, "lo")?;
         sysctl::prepare_node(&settings.uplink)?;
-        netlink.bring_up(loopback.index, None, None).await?;
-        netlink.ensure_address(loopback.index, settings.gateway).await?;
-        let mtu = uplink.mtu;
+        netlink.bring_up(loopback, None, None).await?;
+        netlink.ensure_address(loopback, settings.gateway).await?;
+        let mtu = netlink.mtu(uplink).await?;
         let state = State { pools: settings.pools.clone(), ..State::default() };
         Ok(Self {
             settings,
@@ -195,8 +195,8 @@ impl Network {
     }
 
     async fn set_up(&self, nic: GuestNic, tap: String) -> Result<(), NetworkError> {
-        let links = self.netlink.links().await?;
-        let index = find(&links, &tap)?.index;
+        let links = self.links()?;
+        let index = find(&links, &tap)?;
         sysctl::prepare_tap(&tap)?;
         self.netlink.bring_up(index, Some(GATEWAY_MAC), Some(self.mtu)).await?;
         self.netlink.set_neighbour(index, nic.address, nic.mac).await?;
@@ -210,6 +210,10 @@ impl Network {
         self.route().await
     }
 
+    fn links(&self) -> Result<Links, NetworkError> {
+        list_links(&self.netlink)
+    }
+
     fn lease(&self, nic: &GuestNic) -> dhcp::Lease {
         dhcp::Lease {
             mac: nic.mac,
@@ -221,7 +225,7 @@ impl Network {
         }
     }
 
-    async fn load_filter(&self, links: &BTreeMap<String, Link>) -> Result<(), NetworkError> {
+    async fn load_filter(&self, links: &Links) -> Result<(), NetworkError> {
         let guests: Vec<filter::Guest> = self
             .state
             .lock()
@@ -258,10 +262,10 @@ impl Network {
             }
             drop(state.guests.remove(instance_uid));
         }
-        let mut links = self.netlink.links().await?;
+        let mut links = self.links()?;
         self.load_filter(&links).await?;
         if let Some(link) = links.remove(&tap) {
-            self.remove_link_if_present(&tap, link.index).await?;
+            self.remove_link_if_present(&tap, link).await?;
         }
         self.route().await
     }
@@ -269,7 +273,7 @@ impl Network {
     async fn remove_link_if_present(&self, tap: &str, index: u32) -> Result<(), NetworkError> {
         if let Err(error) = self.netlink.remove_link(index).await {
             // The last descriptor may have been closed in between, which removed it.
-            if self.netlink.links().await?.get(tap).is_some_and(|link| link.index == index) {
+            if self.links()?.get(tap).is_some_and(|link| *link == index) {
                 return Err(error.into());
             }
         }
@@ -283,14 +287,14 @@ impl Network {
     /// A step failed; call again.
     pub async fn remove_leftovers(&self) -> Result<(), NetworkError> {
         let _guard = self.plugging.lock().await;
-        let links = self.netlink.links().await?;
+        let links = self.links()?;
         let ours: BTreeSet<String> =
             self.state.lock().guests.values().map(|plugged| plugged.tap.clone()).collect();
         self.load_filter(&links).await?;
         for (name, link) in &links {
             if is_tap_name(name) && !ours.contains(name) {
                 tracing::info!(tap = %name, "removing a tap that no launcher of this node uses");
-                self.remove_link_if_present(name, link.index).await?;
+                self.remove_link_if_present(name, *link).await?;
             }
         }
         self.route().await
@@ -387,7 +391,7 @@ impl Network {
     pub async fn route(&self) -> Result<(), NetworkError> {
         let _guard = self.routing.lock().await;
         let desired = plan::routes(&self.observe());
-        let links = self.netlink.links().await?;
+        let links = self.links()?;
         let present: BTreeMap<Ipv4Net, Hop> =
             self.netlink.our_routes(&links).await?.into_iter().map(|route| (route.net, route.hop)).collect();
         apply_routes(&self.netlink, &links, &present, &desired, Some(self.settings.node_address)).await
@@ -398,7 +402,7 @@ impl Network {
 /// returns the first.
 pub(crate) async fn apply_routes(
     netlink: &Netlink,
-    links: &BTreeMap<String, Link>,
+    links: &Links,
     present: &BTreeMap<Ipv4Net, Hop>,
     desired: &BTreeMap<Ipv4Net, Hop>,
     source: Option<Ipv4Addr>,
@@ -412,7 +416,7 @@ pub(crate) async fn apply_routes(
             Hop::Drop => Target::Drop,
             // A tap that is just gone: its guest has ended, the next pass follows.
             Hop::Tap(tap) => match links.get(&tap) {
-                Some(link) => Target::Link(link.index),
+                Some(link) => Target::Link(*link),
                 None => continue,
             },
         };
@@ -435,6 +439,11 @@ async fn serve_dhcp(tap: String, sockets: dhcp::Sockets, lease: dhcp::Lease) {
     }
 }
 
-fn find<'a>(links: &'a BTreeMap<String, Link>, name: &str) -> Result<&'a Link, NetworkError> {
-    links.get(name).ok_or_else(|| NetworkError::NoLink(name.to_owned()))
+/// The links of this namespace.
+pub(crate) fn list_links(netlink: &Netlink) -> Result<Links, NetworkError> {
+    netlink.links().map_err(io_failed("list the links"))
+}
+
+fn find(links: &Links, name: &str) -> Result<u32, NetworkError> {
+    links.get(name).copied().ok_or_else(|| NetworkError::NoLink(name.to_owned()))
 }

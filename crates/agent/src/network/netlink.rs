@@ -22,6 +22,12 @@ use super::plan::Hop;
 /// Number in the kernel's routes that marks them as Holdfast's. Free in iproute2's registry.
 pub const PROTOCOL: u8 = 72;
 
+/// Links of a namespace: the kernel's number by name.
+pub type Links = BTreeMap<String, u32>;
+
+/// The kernel's list of links, of the calling thread's namespace.
+const LIST: &str = "/proc/thread-self/net/dev";
+
 /// A netlink request failed.
 #[derive(Debug, thiserror::Error)]
 #[error("netlink: cannot {action}")]
@@ -33,15 +39,6 @@ pub struct NetlinkError {
 
 fn failed(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
     move |source| NetlinkError { action: action.into(), source }
-}
-
-/// One link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Kernel's number of it.
-    pub index: u32,
-    /// Largest packet, octets.
-    pub mtu: u32,
 }
 
 /// The kernel's network tables of one namespace.
@@ -62,28 +59,47 @@ impl Netlink {
         Ok(Self { handle })
     }
 
-    /// All links by name.
+    /// All links of the calling thread's namespace: number by name. Read from the kernel's plain
+    /// list, because the full description of every link is large and is not needed.
     ///
     /// # Errors
-    /// The kernel refuses or the connection is gone.
-    pub async fn links(&self) -> Result<BTreeMap<String, Link>, NetlinkError> {
-        let messages: Vec<_> =
-            self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
-        Ok(messages
-            .into_iter()
-            .filter_map(|message| {
-                let mut name = None;
-                let mut mtu = 0;
-                for attribute in message.attributes {
-                    match attribute {
-                        LinkAttribute::IfName(text) => name = Some(text),
-                        LinkAttribute::Mtu(octets) => mtu = octets,
-                        _ => {}
-                    }
-                }
-                Some((name?, Link { index: message.header.index, mtu }))
-            })
-            .collect())
+    /// `/proc` is not mounted, or no socket can be opened.
+    pub fn links(&self) -> std::io::Result<Links> {
+        let list = holdfast_sys::context(std::fs::read_to_string(LIST), || format!("read {LIST}"))?;
+        let socket =
+            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+        let mut links = Links::new();
+        for line in list.lines().skip(2) {
+            let Some((name, _)) = line.split_once(':') else { continue };
+            let name = name.trim();
+            // A link that has just gone away is no link.
+            if let Ok(index) = rustix::net::netdevice::name_to_index(&socket, name) {
+                links.insert(name.to_owned(), index);
+            }
+        }
+        Ok(links)
+    }
+
+    /// Largest packet of a link, octets.
+    ///
+    /// # Errors
+    /// The link is gone or the connection is.
+    pub async fn mtu(&self, index: u32) -> Result<u32, NetlinkError> {
+        let found: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .match_index(index)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed(format!("read link {index}")))?;
+        let mtu =
+            found.iter().flat_map(|message| &message.attributes).find_map(|attribute| match attribute {
+                LinkAttribute::Mtu(octets) => Some(*octets),
+                _ => None,
+            });
+        Ok(mtu.unwrap_or(1500))
     }
 
     /// Gives a link its hardware address and MTU and brings it up.
@@ -158,7 +174,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel refuses or the connection is gone.
-    pub async fn our_routes(&self, links: &BTreeMap<String, Link>) -> Result<Vec<OurRoute>, NetlinkError> {
+    pub async fn our_routes(&self, links: &Links) -> Result<Vec<OurRoute>, NetlinkError> {
         let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let routes: Vec<RouteMessage> =
             self.handle.route().get(filter).execute().try_collect().await.map_err(failed("list routes"))?;
@@ -243,7 +259,7 @@ pub struct OurRoute {
     pub link: Option<u32>,
 }
 
-fn our_route(route: &RouteMessage, links: &BTreeMap<String, Link>) -> Option<OurRoute> {
+fn our_route(route: &RouteMessage, links: &Links) -> Option<OurRoute> {
     if route.header.address_family != AddressFamily::Inet
         || route.header.protocol != RouteProtocol::Other(PROTOCOL)
     {
@@ -261,7 +277,7 @@ fn our_route(route: &RouteMessage, links: &BTreeMap<String, Link>) -> Option<Our
         }
     }
     let net = Ipv4Net::new(destination, route.header.destination_prefix_length).ok()?;
-    let name = |index: u32| links.iter().find(|(_, l)| l.index == index).map(|(n, _)| n.clone());
+    let name = |index: u32| links.iter().find(|(_, number)| **number == index).map(|(n, _)| n.clone());
     let hop = match (gateway, link) {
         (Some(gateway), _) => Hop::Via(gateway),
         (None, Some(index)) => name(index).map_or(Hop::Drop, Hop::Tap),
