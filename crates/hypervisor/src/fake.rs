@@ -30,6 +30,11 @@ struct World {
     machines: BTreeMap<u32, Model>,
     last_pid: u32,
     start_failure: Option<String>,
+    run_refusal: Option<String>,
+    no_locks: bool,
+    /// Socket that a source is told to connect to, and the one on which its target listens.
+    relays: BTreeMap<String, String>,
+    violations: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -49,6 +54,10 @@ struct Model {
     reboot_ends: bool,
     ignores_button: bool,
     hangs: bool,
+    /// The machine this one's memory came from.
+    origin: Option<u32>,
+    /// Another machine has run on with this one's memory: it must never run again.
+    stale: bool,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -86,6 +95,41 @@ impl Fake {
         self.lock().start_failure = Some(words.to_owned());
     }
 
+    /// The next `cont` is refused with these words.
+    pub fn refuse_next_run(&self, words: &str) {
+        self.lock().run_refusal = Some(words.to_owned());
+    }
+
+    /// Disks are block devices without locks: nothing but the launchers' records keeps two apart.
+    pub fn without_locks(&self) {
+        self.lock().no_locks = true;
+    }
+
+    /// A source told to send to the socket `from` reaches the target that listens on `to`.
+    pub fn relay(&self, from: &str, to: &str) {
+        self.lock().relays.insert(from.to_owned(), to.to_owned());
+    }
+
+    /// What must never happen and did: two copies at once, or a copy that others had overtaken.
+    pub fn violations(&self) -> Vec<String> {
+        self.lock().violations.clone()
+    }
+
+    /// Run state of the machine in this run directory, if its process lives.
+    pub fn state(&self, run_dir: &Path) -> Option<RunState> {
+        let world = self.lock();
+        world.machines.values().find(|m| m.run_dir == run_dir).map(|m| m.state.clone())
+    }
+
+    /// Kills the process in this run directory, if it lives.
+    pub fn kill(&self, run_dir: &Path) {
+        let mut world = self.lock();
+        let pid = world.machines.iter().find(|(_, m)| m.run_dir == run_dir).map(|(pid, _)| *pid);
+        if let Some(pid) = pid {
+            world.end(pid, ProcessExit { signal: Some(9), ..ProcessExit::default() });
+        }
+    }
+
     /// The guest in this run directory powers off.
     pub fn guest_powers_off(&self, run_dir: &Path) {
         self.guest_ends(run_dir, "guest-shutdown");
@@ -113,15 +157,18 @@ impl Fake {
 
     fn guest_ends(&self, run_dir: &Path, reason: &str) {
         self.with(run_dir, |m| {
+            if m.state != RunState::Running {
+                return;
+            }
             m.tell(Event::Shutdown { guest: true, reason: reason.to_owned() });
             m.enter(RunState::Shutdown, Event::Stopped);
         });
     }
 
-    fn with<T>(&self, run_dir: &Path, act: impl FnOnce(&mut Model) -> T) -> T {
+    /// Acts on the machine in a run directory; a default where its process has ended.
+    fn with<T: Default>(&self, run_dir: &Path, act: impl FnOnce(&mut Model) -> T) -> T {
         let mut world = self.lock();
-        let found = world.machines.values_mut().find(|m| m.run_dir == run_dir);
-        act(found.expect("invariant: the test names a machine that it started"))
+        world.machines.values_mut().find(|m| m.run_dir == run_dir).map(act).unwrap_or_default()
     }
 }
 
@@ -148,10 +195,33 @@ impl World {
     }
 
     fn locked_by_other(&self, pid: u32) -> bool {
+        if self.no_locks {
+            return false;
+        }
         let Some(me) = self.machines.get(&pid) else { return false };
         self.machines
             .iter()
             .any(|(other, m)| *other != pid && m.holds_locks && m.disks.iter().any(|d| me.disks.contains(d)))
+    }
+}
+
+impl World {
+    /// Called whenever a machine begins to execute.
+    fn note_running(&mut self, pid: u32) {
+        let Some(me) = self.machines.get(&pid) else { return };
+        let (origin, stale, disks) = (me.origin, me.stale, me.disks.clone());
+        if stale {
+            self.violations.push(format!("machine {pid} ran although another had run on with its memory"));
+        }
+        let shares = |m: &Model| m.state == RunState::Running && m.disks.iter().any(|d| disks.contains(d));
+        let others: Vec<u32> =
+            self.machines.iter().filter(|(p, m)| **p != pid && shares(m)).map(|(p, _)| *p).collect();
+        for other in others {
+            self.violations.push(format!("machines {pid} and {other} ran at once"));
+        }
+        if let Some(source) = origin.and_then(|origin| self.machines.get_mut(&origin)) {
+            source.stale = true;
+        }
     }
 }
 
@@ -194,6 +264,8 @@ impl Hypervisor for Fake {
             reboot_ends: false,
             ignores_button: false,
             hangs: false,
+            origin: None,
+            stale: false,
             events: events_tx,
         };
         world.machines.insert(pid, model);
@@ -270,11 +342,15 @@ impl Machine for FakeMachine {
             if world.locked_by_other(pid) {
                 return Err(refused("cont", "Failed to get \"write\" lock"));
             }
+            if let Some(words) = world.run_refusal.take() {
+                return Err(refused("cont", &words));
+            }
             let m = world.machines.get_mut(&pid).expect("invariant: looked up above");
             match m.state {
                 RunState::Paused | RunState::Moved | RunState::IoError => {
                     m.holds_locks = true;
                     m.enter(RunState::Running, Event::Resumed);
+                    world.note_running(pid);
                     Ok(())
                 }
                 RunState::Shutdown | RunState::Panicked => {
@@ -330,7 +406,9 @@ impl Machine for FakeMachine {
 
     async fn migrate_out(&self, socket: &str, p: &MigrateParams) -> Result<(), QmpError> {
         self.act("migrate", |world, pid| {
-            let listens = |m: &Model| m.listening.as_deref() == Some(socket) && m.state == RunState::Incoming;
+            let socket = world.relays.get(socket).map_or(socket, String::as_str).to_owned();
+            let listens =
+                |m: &Model| m.listening.as_deref() == Some(socket.as_str()) && m.state == RunState::Incoming;
             let target = world.machines.iter().find(|(_, m)| listens(m)).map(|(peer, _)| *peer);
             let source = world.machines.get_mut(&pid).expect("invariant: looked up above");
             let Some(peer) = target else {
@@ -380,6 +458,7 @@ impl Machine for FakeMachine {
                     source.status(MigrationStatus::Completed);
                     let target = world.machines.get_mut(&peer).expect("invariant: filtered above");
                     target.peer = None;
+                    target.origin = Some(pid);
                     target.state = RunState::Paused;
                     target.status(MigrationStatus::Completed);
                 }

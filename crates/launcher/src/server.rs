@@ -26,8 +26,10 @@ pub enum Arrival {
 /// A frame to send.
 #[derive(Debug)]
 pub struct Outgoing {
-    message: FromLauncher,
-    fds: Vec<OwnedFd>,
+    /// The frame.
+    pub message: FromLauncher,
+    /// Descriptors that travel with it.
+    pub fds: Vec<OwnedFd>,
 }
 
 /// Accepts connections for ever.

@@ -19,7 +19,7 @@ fn cause_of(why: StopWhy) -> Cause {
     match why {
         StopWhy::Power => Cause::PlatformStop,
         StopWhy::Evicted => Cause::Evicted,
-        StopWhy::MoveOver => Cause::MovedAway,
+        StopWhy::MoveOver => Cause::MoveGivenUp,
     }
 }
 
@@ -84,6 +84,9 @@ impl<H: Hypervisor> Driver<H> {
                 self.tell_move(&uid, MoveStage::Failed, Some(("SourceEnded", "the VM was killed".into())));
                 self.outgoing = None;
                 self.end_now(cause_of(why), "killed by the platform".into()).await;
+            }
+            Phase::GaveUp(_) if why == StopWhy::MoveOver => {
+                self.end_now(Cause::MovedAway, "the guest moved away".into()).await;
             }
             _ => self.end_now(cause_of(why), "killed by the platform".into()).await,
         }
