@@ -85,18 +85,29 @@ fn a_disk_as_source_must_be_free_and_reserved() {
             Some(Origin { in_use_by: Some("web".into()), ..origin("shop") }),
             "VirtualDiskAttachedToVirtualMachine",
         ),
-        ("not reserved", disk, Some(Origin { reserved: false, ..origin("shop") }), "VirtualDiskNotReadyForUse"),
+        (
+            "not reserved",
+            disk,
+            Some(Origin { reserved: false, ..origin("shop") }),
+            "VirtualDiskNotReadyForUse",
+        ),
         ("free", disk, Some(origin("shop")), "DatasourceReady"),
         ("image missing", ObjectRefKind::VirtualImage, None, "ImageNotReady"),
         ("cluster image missing", ObjectRefKind::ClusterVirtualImage, None, "ClusterImageNotReady"),
-        ("cluster image", ObjectRefKind::ClusterVirtualImage, Some(origin("holdfast-system")), "DatasourceReady"),
+        (
+            "cluster image",
+            ObjectRefKind::ClusterVirtualImage,
+            Some(origin("holdfast-system")),
+            "DatasourceReady",
+        ),
         ("snapshot", ObjectRefKind::VirtualDiskSnapshot, None, "VirtualDiskSnapshotNotReady"),
     ] {
         let mut o = vi(from(kind));
         o.origin = origin;
         let status = status_after(&o);
         assert_eq!(reason(&status, "DatasourceReady"), datasource, "{what}");
-        let phase = if datasource == "DatasourceReady" { ImagePhase::Provisioning } else { ImagePhase::Pending };
+        let phase =
+            if datasource == "DatasourceReady" { ImagePhase::Provisioning } else { ImagePhase::Pending };
         assert_eq!(status.phase, Some(phase), "{what}");
     }
 }
@@ -156,7 +167,9 @@ fn views_nobody_needs_go_claim_first() {
         plan(o)
             .effects
             .iter()
-            .map(|e| if let Effect::Delete { target, .. } = e { target.api.kind.clone() } else { format!("{e:?}") })
+            .map(|e| {
+                if let Effect::Delete { target, .. } = e { target.api.kind.clone() } else { format!("{e:?}") }
+            })
             .collect()
     };
     assert_eq!(deleted(&o), ["PersistentVolumeClaim"]);
@@ -172,7 +185,9 @@ fn deletion_waits_for_vms_then_views_then_data() {
     assert!(plan(&o).effects.is_empty());
     o.uses.clear();
     let end = plan(&o).effects;
-    assert!(matches!(&end[..], [Effect::Delete { target, .. }] if target.api.kind == "PersistentVolumeClaim"));
+    assert!(
+        matches!(&end[..], [Effect::Delete { target, .. }] if target.api.kind == "PersistentVolumeClaim")
+    );
     o.helpers.claim = None;
     assert!(matches!(&plan(&o).effects[..], [Effect::Patch(_)]));
 }

@@ -101,7 +101,9 @@ fn a_download_of_unknown_size_is_probed_first() {
     end(&mut helpers, "Succeeded", done(2590 << 20));
     assert!(matches!(step(&job, &mut helpers).0, Outcome::Working { .. }), "the claim is not bound");
     bind(&mut helpers);
-    assert!(matches!(step(&job, &mut helpers), (Outcome::Done(facts), effects) if facts.format == "qcow2" && effects.is_empty()));
+    assert!(
+        matches!(step(&job, &mut helpers), (Outcome::Done(facts), effects) if facts.format == "qcow2" && effects.is_empty())
+    );
 }
 
 #[test]
@@ -175,9 +177,13 @@ fn a_source_claim_is_mounted_read_only() {
     step(&job, &mut helpers);
     let spec = helpers.pods[0].spec.clone().unwrap();
     let volumes = serde_json::to_value(&spec.volumes).unwrap();
-    assert!(volumes.as_array().unwrap().iter().any(|v| {
-        v["persistentVolumeClaim"] == json!({"claimName": "d8v-vi-a-1", "readOnly": true})
-    }));
+    assert!(
+        volumes
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|v| { v["persistentVolumeClaim"] == json!({"claimName": "d8v-vi-a-1", "readOnly": true}) })
+    );
     assert_eq!(spec.automount_service_account_token, Some(false));
     assert!(helpers.pods[0].metadata.name.as_ref().unwrap().starts_with("importer-root-"));
 }

@@ -97,15 +97,43 @@ fn what_a_disk_waits_for() {
         ("download", http(), None, Provisioning, "DatasourceReady", "Provisioning"),
         ("no image", local(), None, Pending, "ImageNotFound", "DatasourceIsNotFound"),
         ("no cluster image", cluster(), None, Pending, "ClusterImageNotFound", "DatasourceIsNotFound"),
-        ("image not ready", local(), image(false, false, 1), Pending, "ImageNotReady", "DatasourceIsNotReady"),
-        ("cluster image not ready", cluster(), image(false, false, 1), Pending, "ClusterImageNotReady", "DatasourceIsNotReady"),
+        (
+            "image not ready",
+            local(),
+            image(false, false, 1),
+            Pending,
+            "ImageNotReady",
+            "DatasourceIsNotReady",
+        ),
+        (
+            "cluster image not ready",
+            cluster(),
+            image(false, false, 1),
+            Pending,
+            "ClusterImageNotReady",
+            "DatasourceIsNotReady",
+        ),
         ("image ready", local(), image(true, false, 1), Provisioning, "DatasourceReady", "Provisioning"),
         // VL-D7 (decision)
         ("iso", local(), image(true, true, 1), Failed, "DatasourceReady", "ProvisioningFailed"),
         ("too small", local(), image(true, false, 2 << 30), Failed, "DatasourceReady", "ProvisioningFailed"),
-        ("snapshot", from_image(ObjectRefKind::VirtualDiskSnapshot), None, Pending, "VirtualDiskSnapshot", "DatasourceIsNotReady"),
+        (
+            "snapshot",
+            from_image(ObjectRefKind::VirtualDiskSnapshot),
+            None,
+            Pending,
+            "VirtualDiskSnapshot",
+            "DatasourceIsNotReady",
+        ),
         ("upload", other(DataSourceType::Upload), None, Pending, "DatasourceReady", "ProvisioningNotStarted"),
-        ("container image", other(DataSourceType::ContainerImage), None, Pending, "DatasourceReady", "ProvisioningNotStarted"),
+        (
+            "container image",
+            other(DataSourceType::ContainerImage),
+            None,
+            Pending,
+            "DatasourceReady",
+            "ProvisioningNotStarted",
+        ),
     ];
     for (what, source, image, phase, datasource, ready) in rows {
         let mut o = observed(disk(source, Some("1Gi")));
@@ -176,7 +204,12 @@ fn vm(name: &str, phase: VmPhase, attached: Option<bool>) -> VirtualMachine {
         ..VirtualMachineSpec::default()
     };
     let mut vm = VirtualMachine::new(name, spec);
-    let device = attached.map(|attached| BlockDeviceStatus { kind, name: "root".into(), attached, ..Default::default() });
+    let device = attached.map(|attached| BlockDeviceStatus {
+        kind,
+        name: "root".into(),
+        attached,
+        ..Default::default()
+    });
     vm.status = Some(VirtualMachineStatus {
         phase: Some(phase),
         block_device_refs: device.into_iter().collect(),
