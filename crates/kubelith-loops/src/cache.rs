@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -51,7 +51,6 @@ impl Backoff for Reconnect {
 struct Link {
     version: AtomicU64,
     breaks: AtomicU64,
-    connected: AtomicBool,
     ready: watch::Sender<bool>,
     subscribers: Mutex<Vec<Arc<Notify>>>,
 }
@@ -113,18 +112,12 @@ where
                     Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                     Ok(watcher::Event::InitDone) => {
                         link.breaks.fetch_add(1, Ordering::Release);
-                        link.connected.store(true, Ordering::Release);
                         link.ready.send_replace(true);
                         link.changed();
                     }
-                    Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) => {
-                        link.connected.store(true, Ordering::Release);
-                        link.changed();
-                    }
+                    Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) => link.changed(),
                     Err(error) => {
-                        if link.connected.swap(false, Ordering::AcqRel) {
-                            link.breaks.fetch_add(1, Ordering::Release);
-                        }
+                        link.breaks.fetch_add(1, Ordering::Release);
                         tracing::debug!("watch broken, will reconnect: {error}");
                     }
                 }
@@ -155,14 +148,10 @@ where
         self.link.version.load(Ordering::Acquire)
     }
 
-    /// Grows whenever changes may have been missed for a while (watch broken, list repeated).
+    /// Grows whenever changes may have been missed for a while: with every failed attempt to watch, so
+    /// that it stands still again only once the server answers, and with every repeated list.
     pub(crate) fn breaks(&self) -> u64 {
         self.link.breaks.load(Ordering::Acquire)
-    }
-
-    /// False while the watch is known to be broken.
-    pub(crate) fn is_connected(&self) -> bool {
-        self.link.connected.load(Ordering::Acquire)
     }
 
     /// All objects, in no particular order.

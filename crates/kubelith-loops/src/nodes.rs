@@ -168,9 +168,8 @@ impl Lifecycle {
     fn listen(&mut self, nodes: &[Arc<Node>]) {
         let leases = &self.caches.node_leases;
         let breaks = leases.breaks() + self.caches.nodes.breaks();
-        let connected = leases.is_connected() && self.caches.nodes.is_connected();
         let stalled = self.last_pass.elapsed() > self.timers.period * 3;
-        let deaf = !connected || stalled || breaks != self.breaks;
+        let deaf = stalled || breaks != self.breaks;
         self.breaks = breaks;
         self.last_pass = Instant::now();
         let present: HashSet<String> = nodes.iter().map(|n| n.name_any()).collect();

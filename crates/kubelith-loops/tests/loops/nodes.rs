@@ -120,3 +120,34 @@ async fn pods_of_a_lost_node_are_removed() {
         })
         .await;
 }
+
+// The loops outlive their server: no node is given up because heartbeats could not be seen, and what was
+// asked meanwhile is done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_the_server_blames_no_node() {
+    let mut world = World::with_grace(Duration::from_secs(3)).await;
+    world.node("n1").await;
+    world.restart_server().await;
+    let nodes = world.all::<Node>();
+    let api = world.of::<Pod>("default");
+    for n in 0..3 {
+        let name = format!("p{n}");
+        world
+            .until("the server takes the pod", || async {
+                let pod = serde_json::from_value(crate::support::pod(&name, json!({}))).unwrap();
+                api.create(&Default::default(), &pod).await.ok()
+            })
+            .await;
+        assert_eq!(world.placed(&name).await, "n1");
+        world.beat("n1").await;
+    }
+    let ready = nodes.get("n1").await.unwrap().status.unwrap().conditions.unwrap();
+    assert!(ready.iter().any(|c| c.type_ == "Ready" && c.status == "True"), "{ready:?}");
+    // And a node that really is silent is still found out.
+    world
+        .until("n1 is Unknown", || async {
+            let node = nodes.get("n1").await.unwrap();
+            node.status?.conditions?.into_iter().find(|c| c.type_ == "Ready" && c.status == "Unknown")
+        })
+        .await;
+}

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use holdfast_kubelith::Hooks;
 use holdfast_kubelith::testing::Server;
 use holdfast_kubelith_loops::{Config, NodeTimers, PodGcTimers, Storage};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
@@ -20,7 +21,7 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 pub struct World {
     pub client: Client,
     pub home: tempfile::TempDir,
-    _server: Server,
+    server: Option<Server>,
     loops: tokio::task::JoinHandle<()>,
 }
 
@@ -66,7 +67,7 @@ impl World {
         };
         let run = holdfast_kubelith_loops::run(client.clone(), config);
         let loops = tokio::spawn(async move { run.await.expect("the loops run") });
-        let world = Self { client, home, _server: server, loops };
+        let world = Self { client, home, server: Some(server), loops };
         // Pods need the service account that the loops make.
         world
             .until("the default service account", || async {
@@ -76,6 +77,12 @@ impl World {
             })
             .await;
         world
+    }
+
+    /// Stops the API server and starts it again on the same data and port.
+    pub async fn restart_server(&mut self) {
+        let server = self.server.take().expect("the server runs");
+        self.server = Some(server.restart(Hooks::default()).await.expect("the API server starts again"));
     }
 
     /// Asks until there is an answer.
