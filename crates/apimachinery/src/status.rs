@@ -70,7 +70,7 @@ pub struct Status {
     /// Message.
     pub message: String,
     /// Details; `Some(Details::default())` is sent as `{}`.
-    pub details: Option<Details>,
+    pub details: Option<Box<Details>>,
     /// `metadata.continue` of an expired continue token.
     pub continue_token: Option<String>,
 }
@@ -90,7 +90,7 @@ impl Status {
     }
 
     fn with(mut self, details: Details) -> Self {
-        self.details = Some(details);
+        self.details = Some(Box::new(details));
         self
     }
 

@@ -62,21 +62,11 @@ const fn review(
     BuiltinKind { group, kind, plural, namespaced, verbs: CREATE, component, ..PLAIN }
 }
 
+/// `exec`, `attach` and `portforward` are not served, so they are not announced.
 const POD_SUBRESOURCES: &[BuiltinSubresource] = &[
-    BuiltinSubresource {
-        name: "attach",
-        body: Some(("", "v1", "PodAttachOptions")),
-        verbs: &["create", "get"],
-    },
     BuiltinSubresource { name: "binding", body: Some(("", "v1", "Binding")), verbs: CREATE },
     BuiltinSubresource { name: "eviction", body: Some(("policy", "v1", "Eviction")), verbs: CREATE },
-    BuiltinSubresource { name: "exec", body: Some(("", "v1", "PodExecOptions")), verbs: &["create", "get"] },
     BuiltinSubresource { name: "log", body: None, verbs: &["get"] },
-    BuiltinSubresource {
-        name: "portforward",
-        body: Some(("", "v1", "PodPortForwardOptions")),
-        verbs: &["create", "get"],
-    },
     STATUS,
 ];
 

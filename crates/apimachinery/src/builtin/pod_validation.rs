@@ -303,7 +303,7 @@ fn validate_scheduling(spec: &Value, errors: &mut Vec<FieldError>) {
     }
     for (position, spread) in spec["topologySpreadConstraints"].as_array().into_iter().flatten().enumerate() {
         let at = index("spec.topologySpreadConstraints", position);
-        if !spread["maxSkew"].as_i64().is_some_and(|n| n > 0) {
+        if spread["maxSkew"].as_i64().is_none_or(|n| n <= 0) {
             errors.push(FieldError::invalid(
                 format!("{at}.maxSkew"),
                 &spread["maxSkew"],

@@ -146,7 +146,7 @@ fn compile_text(
 /// Runs every rule that applies; `old` is the stored object on updates.
 pub(crate) fn validate(schema: &Schema, object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     let mut run = Run { schema, context: None, errors };
-    run.visit(schema.root, object, old, "", old.is_some());
+    run.visit(schema.root, object, old, "");
 }
 
 struct Run<'s, 'e> {
@@ -157,7 +157,7 @@ struct Run<'s, 'e> {
 }
 
 impl Run<'_, '_> {
-    fn visit(&mut self, id: NodeId, value: &Value, old: Option<&Value>, path: &str, update: bool) {
+    fn visit(&mut self, id: NodeId, value: &Value, old: Option<&Value>, path: &str) {
         let node = self.schema.node(id);
         for rule in &node.rules {
             self.rule(id, rule, value, old, path);
@@ -173,7 +173,7 @@ impl Run<'_, '_> {
                         };
                         // Atomic maps correlate as a whole only.
                         let old = if node.atomic_map { None } else { old.and_then(|o| o.get(name)) };
-                        self.visit(child_id, value, old, &at, update);
+                        self.visit(child_id, value, old, &at);
                     }
                 }
             }
@@ -181,7 +181,7 @@ impl Run<'_, '_> {
                 if let Some(items) = node.items {
                     for (position, value) in list.iter().enumerate() {
                         let old = correlated(self.schema, node, old, value);
-                        self.visit(items, value, old, &index(path, position), update);
+                        self.visit(items, value, old, &index(path, position));
                     }
                 }
             }

@@ -222,10 +222,8 @@ fn decode_field(slot: &Slot, field: &Field<'_>, depth: usize, out: &mut Map<Stri
         if let Value::Object(mut inlined) = value {
             out.append(&mut inlined);
         }
-    } else if slot.pointer || !is_zero(&value) {
-        if !value.is_null() {
-            out.insert(slot.name.to_owned(), value);
-        }
+    } else if !value.is_null() && (slot.pointer || !is_zero(&value)) {
+        out.insert(slot.name.to_owned(), value);
     }
     Some(())
 }
