@@ -36,10 +36,11 @@ pub async fn kubelith(home: Home) -> anyhow::Result<()> {
     config.objects = crate::objects::initial(&facts);
     let logs_home = home.clone();
     let hooks = holdfast_kubelith::Hooks {
+        admission: vec![Arc::new(crate::hooks::EvictionHook)],
+        aggregated: vec![crate::hooks::gateway(&home).await?],
         logs: Some(Arc::new(holdfast_kubelith::http::FileLogs::new(move |pod, container, previous| {
             log_file(&logs_home, pod, container, previous)
         }))),
-        ..holdfast_kubelith::Hooks::default()
     };
     let server = holdfast_kubelith::Server::start(config, hooks).await?;
     let root_ca_pem = Some(server.pki.ca_pem().to_owned());
@@ -126,7 +127,7 @@ pub async fn noderuntime(home: Home, name: &str) -> anyhow::Result<()> {
     let program = components::own_program()?;
     let config = holdfast_noderuntime::Config {
         node_dir: home.node(name).path().to_owned(),
-        node: node_info(&facts, node, &boot_id(&home.node(name))?)?,
+        node: node_info(&facts, node, home.node(name).path())?,
         timers: Timers::default(),
         programs: program.parent().context("the program has no directory")?.to_owned(),
         cgroup: facts.node_cgroup(node),
@@ -147,7 +148,9 @@ pub fn boot_id(dir: &NodeDir) -> anyhow::Result<String> {
 /// Share of the machine that is left to the machine itself and the platform.
 const RESERVED_BYTES: u64 = 768 << 20;
 
-fn node_info(facts: &Facts, node: &NodeFacts, boot_id: &str) -> anyhow::Result<NodeInfo> {
+fn node_info(facts: &Facts, node: &NodeFacts, dir: &Path) -> anyhow::Result<NodeInfo> {
+    let boot_id = boot_id(&NodeDir::new(dir))?;
+    let disk = rustix::fs::statvfs(dir).with_context(|| format!("look at {}", dir.display()))?;
     let total = total_memory().context("read /proc/meminfo")?;
     let nodes = u64::try_from(facts.nodes.len()).unwrap_or(1).max(1);
     // Three nodes share one machine: memory is divided, CPUs are offered by each in full and
@@ -157,7 +160,7 @@ fn node_info(facts: &Facts, node: &NodeFacts, boot_id: &str) -> anyhow::Result<N
     Ok(NodeInfo {
         name: node.name.clone(),
         ip: node.address.to_string(),
-        boot_id: boot_id.to_owned(),
+        boot_id,
         labels: std::iter::once((
             "kubevirt.internal.virtualization.deckhouse.io/schedulable".to_owned(),
             "true".to_owned(),
@@ -166,6 +169,8 @@ fn node_info(facts: &Facts, node: &NodeFacts, boot_id: &str) -> anyhow::Result<N
         cpu_milli: u64::try_from(cpus).unwrap_or(1) * 1000,
         memory_bytes: total / nodes,
         allocatable_memory_bytes: share,
+        // Shared like memory, but what guests use is not charged to it: disks are claims.
+        ephemeral_storage_bytes: disk.f_bavail * disk.f_frsize / nodes,
         pods: 110,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })

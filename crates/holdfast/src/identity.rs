@@ -82,7 +82,7 @@ pub struct PeerFiles {
     pub key: PathBuf,
 }
 
-/// Files of a peer, `agent-<node>` or `host`.
+/// Files of a peer: `agent-<node>`, `host` or `gateway`.
 #[must_use]
 pub fn peer_files(home: &Home, name: &str) -> PeerFiles {
     let pki = home.pki();
@@ -116,7 +116,11 @@ pub fn ensure(home: &Home, facts: &Facts) -> anyhow::Result<()> {
         ensure_peer(home, &pki, &name, &user, &node.name, node.address.into())?;
     }
     let user = Identity::Gateway.user();
-    ensure_peer(home, &pki, "host", &user, "host", facts.bridge_address().into())
+    // The host's keeper of routes and the gateway are both of the platform, beside the agents.
+    for name in ["host", "gateway"] {
+        ensure_peer(home, &pki, name, &user, name, facts.bridge_address().into())?;
+    }
+    Ok(())
 }
 
 fn ensure_peer(

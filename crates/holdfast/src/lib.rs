@@ -7,7 +7,7 @@
 //! | [`home`], [`choose`] | the home directory, and the facts chosen for it |
 //! | [`network`] | bridge, links, namespaces, masquerade |
 //! | [`supervisor`], [`components`], [`control`] | what runs, and talking about it |
-//! | [`daemons`], [`identity`], [`objects`], [`images`] | the processes and what they are given |
+//! | [`daemons`], [`identity`], [`objects`], [`hooks`], [`images`] | the processes and what they are given |
 //! | [`up`], [`commands`], [`progress`] | what people type |
 
 pub mod choose;
@@ -16,6 +16,7 @@ pub mod components;
 pub mod control;
 pub mod daemons;
 pub mod home;
+pub mod hooks;
 pub mod identity;
 pub mod images;
 pub mod network;
@@ -170,7 +171,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// Runs a daemon's future: logging to standard error, a small runtime, one line for the end.
 fn daemon(threads: usize, future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| {
-        tracing_subscriber::EnvFilter::new("info,kube_client=off,kube_runtime=error,netlink_packet_route=error,hyper=warn,tower=warn")
+        tracing_subscriber::EnvFilter::new(
+            "info,kube_client=off,kube_runtime=error,netlink_packet_route=error,hyper=warn,tower=warn",
+        )
     });
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     // Two crates of the tree could choose; the choice is made once, here.

@@ -196,7 +196,7 @@ async fn wait_ready(home: &Home, facts: &Facts, progress: &mut Progress) -> anyh
     let client = identity::client(&Identity::Admin.kubeconfig(home)).await?;
     let mut api_seen = false;
     loop {
-        let state = look(&client, facts).await;
+        let state = look(home, &client, facts).await;
         match &state {
             Ok(ready) if !api_seen => {
                 api_seen = true;
@@ -221,7 +221,9 @@ async fn wait_ready(home: &Home, facts: &Facts, progress: &mut Progress) -> anyh
     }
 }
 
-async fn look(client: &Client, facts: &Facts) -> Result<usize, String> {
+/// How many nodes are Ready in their present boot: what the store remembers of an earlier one does
+/// not count.
+async fn look(home: &Home, client: &Client, facts: &Facts) -> Result<usize, String> {
     let nodes: Api<Node> = Api::all(client.clone());
     let limit = Duration::from_secs(2);
     let list = tokio::time::timeout(limit, nodes.list(&Default::default())).await;
@@ -229,6 +231,10 @@ async fn look(client: &Client, facts: &Facts) -> Result<usize, String> {
     let ours =
         |node: &&Node| facts.nodes.iter().any(|f| Some(f.name.as_str()) == node.metadata.name.as_deref());
     Ok(list.iter().filter(ours).filter(|node| is_ready(node)).count())
+}
+
+fn boot_of(node: &Node) -> Option<&str> {
+    Some(node.status.as_ref()?.node_info.as_ref()?.boot_id.as_str())
 }
 
 /// Whether a node's condition says Ready.

@@ -31,6 +31,8 @@ pub struct NodeInfo {
     pub memory_bytes: u64,
     /// Memory pods may request, bytes.
     pub allocatable_memory_bytes: u64,
+    /// Disk space for logs and emptyDirs, bytes.
+    pub ephemeral_storage_bytes: u64,
     /// Most pods.
     pub pods: u32,
     /// Version of the runtime.
@@ -188,10 +190,11 @@ fn object(info: &NodeInfo) -> Value {
 }
 
 fn status(info: &NodeInfo, node: &Value, now: &str) -> Value {
-    let capacity = |memory: u64| {
+    let capacity = |memory: u64, disk: u64| {
         json!({"cpu": quantity(info.cpu_milli), "memory": format!("{}Ki", memory / 1024),
-               "pods": info.pods.to_string()})
+               "ephemeral-storage": format!("{}Ki", disk / 1024), "pods": info.pods.to_string()})
     };
+    let disk = info.ephemeral_storage_bytes;
     let condition = |name: &str, status: &str, reason: &str, message: &str| {
         let old = node["status"]["conditions"]
             .as_array()
@@ -201,8 +204,8 @@ fn status(info: &NodeInfo, node: &Value, now: &str) -> Value {
                "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
     json!({
-        "capacity": capacity(info.memory_bytes),
-        "allocatable": capacity(info.allocatable_memory_bytes),
+        "capacity": capacity(info.memory_bytes, disk),
+        "allocatable": capacity(info.allocatable_memory_bytes, disk / 10 * 9),
         "conditions": [
             condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
             condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
@@ -253,6 +256,7 @@ mod tests {
             cpu_milli: 2000,
             memory_bytes: 4 << 30,
             allocatable_memory_bytes: 3 << 30,
+            ephemeral_storage_bytes: 10 << 30,
             pods: 110,
             version: "0.1.0".to_owned(),
         }

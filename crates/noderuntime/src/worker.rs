@@ -397,6 +397,10 @@ impl Worker {
             }
             Answer::Unknown | Answer::Done => return Err("node init gave no answer".to_owned()),
         }
+        let image = spec[index].image.as_deref().unwrap_or_default();
+        let pulled = format!("Container image \"{image}\" already present on machine");
+        self.event("Normal", "Pulled", &pulled);
+        self.event("Normal", "Created", &format!("Created container: {name}"));
         self.event("Normal", "Started", &format!("Started container {name}"));
         Ok(())
     }
