@@ -5,19 +5,17 @@ use crate::definition::{Accelerator, Definition};
 use crate::qmp::QemuVersion;
 
 /// What a node offers to machines that arrive.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receiver {
     /// Its accelerator.
     pub accelerator: Accelerator,
     /// Its QEMU.
     pub qemu: QemuVersion,
-    /// Machine types its QEMU knows.
-    pub machines: Vec<String>,
 }
 
 /// Lists everything that stands against running `definition`, started by QEMU `source`, on `receiver`.
 /// Empty: it may move. Each entry is a sentence for people.
-pub fn objections(definition: &Definition, source: QemuVersion, receiver: &Receiver) -> Vec<String> {
+pub fn objections(definition: &Definition, source: QemuVersion, receiver: Receiver) -> Vec<String> {
     let mut found = vec![];
     if definition.accelerator != receiver.accelerator {
         found.push(format!(
@@ -25,22 +23,28 @@ pub fn objections(definition: &Definition, source: QemuVersion, receiver: &Recei
             definition.accelerator, receiver.accelerator
         ));
     }
-    if !receiver.machines.contains(&definition.machine) {
+    let here = (receiver.qemu.major, receiver.qemu.minor);
+    if machine_version(&definition.machine).is_some_and(|needed| needed > here) {
         found.push(format!(
-            "the VM's machine type {} is unknown to QEMU {} on the target",
+            "the VM's machine type {} is newer than QEMU {} on the target",
             definition.machine, receiver.qemu
         ));
     }
     // `max` and `host` mean another CPU under another version or on another node.
     let floating = matches!(definition.cpu.model.as_str(), "max" | "host");
-    let same_series = (source.major, source.minor) == (receiver.qemu.major, receiver.qemu.minor);
-    if floating && !same_series {
+    if floating && (source.major, source.minor) != here {
         found.push(format!(
-            "CPU model {} depends on the QEMU version: {source} here, {} on the target",
+            "CPU model {} depends on the QEMU version: {source} on the source, {} on the target",
             definition.cpu.model, receiver.qemu
         ));
     }
     found
+}
+
+/// The version in a machine type such as `pc-q35-10.0`.
+fn machine_version(machine: &str) -> Option<(u32, u32)> {
+    let (major, minor) = machine.rsplit('-').next()?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// Lists differences between two definitions that must be equal, by field.
@@ -66,30 +70,32 @@ mod tests {
     use super::*;
     use crate::definition::tests::machine;
 
-    fn version(major: u32, minor: u32) -> QemuVersion {
-        QemuVersion { major, minor, micro: 0 }
+    fn version(text: &str) -> QemuVersion {
+        text.parse().unwrap()
     }
 
-    fn receiver() -> Receiver {
-        Receiver { accelerator: Accelerator::Tcg, qemu: version(10, 0), machines: vec!["pc-q35-10.0".into()] }
-    }
-
-    #[test]
-    fn equal_nodes_have_no_objection() {
-        assert_eq!(objections(&machine(&[]), version(10, 0), &receiver()), [""; 0]);
-    }
-
-    #[test]
-    fn each_difference_is_named() {
+    fn found(
+        edit: impl FnOnce(&mut Definition),
+        source: &str,
+        accelerator: Accelerator,
+        qemu: &str,
+    ) -> String {
         let mut d = machine(&[]);
-        d.cpu.model = "max".into();
-        let old = Receiver {
-            accelerator: Accelerator::Kvm,
-            qemu: version(7, 2),
-            machines: vec!["pc-q35-7.2".into()],
-        };
-        let found = objections(&d, version(10, 0), &old);
-        assert_eq!(found.len(), 3, "{found:?}");
+        edit(&mut d);
+        objections(&d, version(source), Receiver { accelerator, qemu: version(qemu) }).join("; ")
+    }
+
+    #[test]
+    fn each_objection_is_named_and_equal_nodes_have_none() {
+        let max = |d: &mut Definition| d.cpu.model = "max".into();
+        let old = |d: &mut Definition| d.machine = "pc-q35-7.2".into();
+        let tcg = Accelerator::Tcg;
+        assert_eq!(found(|_| (), "10.0.2", tcg, "10.0.2"), "");
+        assert_eq!(found(max, "10.0.2", tcg, "10.0.5"), "");
+        assert_eq!(found(old, "10.0.2", tcg, "7.2.22"), "");
+        assert!(found(|_| (), "10.0.2", Accelerator::Kvm, "10.0.2").contains("accelerator tcg"));
+        assert!(found(|_| (), "10.0.2", tcg, "7.2.22").contains("newer than QEMU 7.2.22"));
+        assert!(found(max, "10.0.2", tcg, "10.1.0").contains("CPU model max"));
     }
 
     #[test]

@@ -88,6 +88,18 @@ impl std::fmt::Display for QemuVersion {
     }
 }
 
+impl std::str::FromStr for QemuVersion {
+    type Err = std::num::ParseIntError;
+
+    /// Reads `10.0.2`; what is missing is 0, what follows a space or a bracket is ignored.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let mut numbers = text[..end].split('.');
+        let mut next = || numbers.next().map_or(Ok(0), str::parse);
+        Ok(QemuVersion { major: next()?, minor: next()?, micro: next()? })
+    }
+}
+
 type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Value, (String, String)>>>>>>;
 
 /// A connected, negotiated monitor. Clones share the connection.

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use holdfast_api::engine::{AfterReset, Instance, Migration};
 use holdfast_api::names::secret::{CLOUD_INIT_KEYS, SYSPREP_KEYS};
 use holdfast_env::fault;
-use holdfast_hypervisor::bootsector;
 use holdfast_hypervisor::definition::Definition;
+use holdfast_hypervisor::qmp::QemuVersion;
+use holdfast_hypervisor::{bootsector, compat};
 use holdfast_wire::launcher::{OnReset, Prepare, Request};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
@@ -111,9 +112,27 @@ impl Start<'_> {
             .ok_or_else(|| StepError::NotYet("the Instance holds no definition to start from".to_owned()))?;
         let definition: Definition = serde_json::from_value(stored)
             .map_err(|e| Unbuildable(format!("the stored definition cannot be read: {e}")))?;
+        self.check_compatible(&instance, &definition)?;
         let seed_files = self.seed_files(&instance).await?;
         let uid = migration.metadata.uid.clone();
         self.send_prepare(&instance, &definition, seed_files, uid).await
+    }
+
+    /// QEMU accepts most differences between the two sides silently (hypervisor.md §10.9).
+    fn check_compatible(&self, instance: &Instance, definition: &Definition) -> Result<(), StepError> {
+        let runtime = instance.status.as_ref().and_then(|s| s.runtime.as_ref());
+        let source =
+            runtime.map(|r| r.qemu_version.as_str()).filter(|v| !v.is_empty()).unwrap_or(self.qemu_version);
+        let version = |text: &str| {
+            let parsed = text.parse::<QemuVersion>();
+            parsed.map_err(|_| Unbuildable(format!("the version of QEMU, {text:?}, is not readable")))
+        };
+        let receiver =
+            compat::Receiver { accelerator: self.agent.accelerator, qemu: version(self.qemu_version)? };
+        match compat::objections(definition, version(source)?, receiver) {
+            none if none.is_empty() => Ok(()),
+            found => Err(Unbuildable(found.join("; ")).into()),
+        }
     }
 
     /// Checks once more and lets the guest run.
