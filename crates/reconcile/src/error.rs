@@ -65,7 +65,8 @@ impl Error {
         match self {
             Error::Api { source: kube::Error::Api(status), .. } => match status.code {
                 404 | 409 => Class::Conflict,
-                400 | 403 | 405 | 422 => Class::Invalid,
+                400 | 405 | 422 => Class::Invalid,
+                // 403 too: a quota, or a namespace that is still being furnished.
                 _ => Class::Transient,
             },
             Error::Api { source: kube::Error::SerdeError(_), .. } | Error::Bug(_) => Class::Bug,

@@ -15,7 +15,7 @@ use holdfast_kubelith::server::Hooks;
 use holdfast_kubelith::testing::Server;
 use holdfast_reconcile::{Metrics, Runtime};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod, ServiceAccount};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt as _};
@@ -83,6 +83,8 @@ impl World {
             let api: Api<Namespace> = Api::all(self.client.clone());
             api.create(&PostParams::default(), &serde_json::from_value(body).unwrap()).await.ok();
         }
+        let account: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
+        self.create(&account).await;
         let settings: ModuleConfig = serde_json::from_value(json!({
             "apiVersion": "deckhouse.io/v1alpha1", "kind": "ModuleConfig", "metadata": {"name": "virtualization"},
             "spec": {"enabled": true, "version": 1, "settings": {"virtualMachineCIDRs": ["10.66.10.0/24"]}},
