@@ -171,6 +171,37 @@ async fn both_sides_never_run_at_once() {
     m.target_runs().await;
 }
 
+// MM-S10 (the boot and the disk lock, over several hops)
+#[tokio::test]
+async fn moves_in_a_row_are_one_boot() {
+    let disk = tempfile::tempdir().unwrap();
+    let image = disk.path().join("disk.img");
+    write_disk(&image);
+    let definition = machine(&[&image]);
+    let mut source = Launcher::start("pod-0", "").await;
+    let mut console = source.boot(&definition, OnReset::End).await;
+    read_until(&mut console, "Babc").await;
+    for hop in 1..=6 {
+        let uid = || format!("migration-{hop}");
+        let mut target = Launcher::start(&format!("pod-{hop}"), "").await;
+        let _relay = Relay::start(&source.dir, &target.dir);
+        target.done(prepare(&definition, Some(&uid()), OnReset::End)).await;
+        target.done(Request::MigrateIn { migration_uid: uid() }).await;
+        let console = target.stream(StreamKind::Serial).await;
+        source.done(Request::MigrateOut { migration_uid: uid(), config: config(625_000_000) }).await;
+        source.stage(MoveStage::Suspended).await;
+        source.done(Request::Switch { migration_uid: uid(), routes_done: true }).await;
+        target.stage(MoveStage::Resumed).await;
+        assert_eq!(source.ended().await.0.cause, Cause::MovedAway);
+        let mut console = console;
+        let text = read_until(&mut console, "z").await;
+        assert!(!text.contains('B'), "hop {hop} booted: {text}");
+        source = target;
+    }
+    source.done(Request::Stop { grace_s: 60, why: StopWhy::Power }).await;
+    assert_eq!(source.ended().await.0.cause, Cause::PlatformStop);
+}
+
 #[tokio::test]
 async fn a_cancelled_move_leaves_the_guest_where_it_is_and_another_succeeds() {
     let mut m = Move::listening("", "").await;

@@ -124,6 +124,51 @@ fn the_failure_text_is_qemus() {
     assert_eq!(outputs, [Output::Failed { class: "TransferFailed", text }]);
 }
 
+/// Every pair of phase and input, written out.
+#[test]
+fn the_whole_machine() {
+    let reach: [(&str, &[Input]); 6] = [
+        ("Setup", &[]),
+        ("Copying", &[Input::Status(S::Active)]),
+        ("Suspended", &[Input::Status(S::PreSwitchover)]),
+        ("Finishing", &[Input::Status(S::PreSwitchover), Input::SwitchDone]),
+        ("Cancelling", &[Input::Cancel]),
+        ("Over", &[Input::Gone]),
+    ];
+    let statuses = [
+        S::None,
+        S::Setup,
+        S::Active,
+        S::PreSwitchover,
+        S::Device,
+        S::Cancelling,
+        S::Cancelled,
+        S::Completed,
+        S::Failed,
+    ];
+    let mut inputs: Vec<Input> = statuses.map(Input::Status).to_vec();
+    inputs.extend([Input::SwitchDone, Input::Cancel, Input::Gone]);
+    let mut text = String::new();
+    for (name, way) in reach {
+        text += &format!("{name}\n");
+        for input in &inputs {
+            let mut m = Monitor::new(limits(), 0);
+            for step in way {
+                m.step(step.clone(), 0);
+            }
+            let outputs: Vec<String> = m.step(input.clone(), 0).iter().map(|o| format!("{o:?}")).collect();
+            let phase = format!("{:?}", m.phase());
+            let phase = phase.split(' ').next().unwrap_or_default();
+            text += &format!("  {input:?} -> {phase} [{}]\n", outputs.join(", "));
+        }
+    }
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/src/monitor/machine.txt");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(golden, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(golden).unwrap_or_default());
+}
+
 fn any_input() -> impl Strategy<Value = Input> {
     let statuses = [
         S::None,
