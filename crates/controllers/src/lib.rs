@@ -8,7 +8,8 @@
 //! | `vi`, `cvi` | VirtualImage, ClusterVirtualImage | as `vd`, and volumes | `image`, `import` |
 //! | `vmip` | VirtualMachineIPAddress | leases, VirtualMachine, ModuleConfig | `vmip` |
 //! | `vmipl` | VirtualMachineIPAddressLease | VirtualMachineIPAddress, ModuleConfig | `vmipl` |
-//! | `vm` | VirtualMachine | Instance, class, disks, images, vmip, Secret, pods, vmop | `fronts/deckhouse/vm` |
+//! | `vm` | VirtualMachine | Instance, Migration, class, disks, images, claims, vmip, Secret, vmop | `fronts/deckhouse/vm` |
+//! | `vmop` | VirtualMachineOperation | VirtualMachine, Instance, Migration | `fronts/deckhouse/vmop` |
 //!
 //! Field manager of each: `holdfast-<controller>`. One controller writes one kind's status; nobody
 //! else does (INV-8), except for the rows of Instance and Migration whose writer is named there.
@@ -85,6 +86,8 @@ fn assemble(client: kube::Client, config: &Config) -> Runtime {
     runtime.add(instance);
     let vm = fronts::deckhouse::vm::VmController::new(runtime.caches());
     runtime.add(vm);
+    let vmop = fronts::deckhouse::vmop::VmopController::new(runtime.caches());
+    runtime.add(vmop);
     let vmclass = vmclass::VmClassController::new(runtime.caches());
     let vmip = vmip::VmipController::new(runtime.caches());
     let vmipl = vmipl::VmiplController::new(runtime.caches());

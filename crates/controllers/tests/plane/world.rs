@@ -49,6 +49,8 @@ fn spawn_controllers(client: Client) -> tokio::task::JoinHandle<()> {
     let class = vmclass::VmClassController::new(runtime.caches());
     let address = vmip::VmipController::new(runtime.caches());
     let lease = vmipl::VmiplController::new(runtime.caches());
+    let operation = fronts::deckhouse::vmop::VmopController::new(runtime.caches());
+    runtime.add(operation);
     runtime.add(instance).add(vm).add(class).add(address).add(lease);
     tokio::spawn(runtime.run())
 }
@@ -83,7 +85,8 @@ impl World {
             let api: Api<Namespace> = Api::all(self.client.clone());
             api.create(&PostParams::default(), &serde_json::from_value(body).unwrap()).await.ok();
         }
-        let account: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
+        let account: ServiceAccount =
+            serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
         self.create(&account).await;
         let settings: ModuleConfig = serde_json::from_value(json!({
             "apiVersion": "deckhouse.io/v1alpha1", "kind": "ModuleConfig", "metadata": {"name": "virtualization"},

@@ -63,10 +63,12 @@ pub fn plan(o: &Observed) -> Plan {
         }
     }
     let ended = step.status.state == Some(InstanceState::Ended);
-    if ended && o.pods.is_empty() && o.instance.metadata.deletion_timestamp.is_some() {
-        if let Some(patch) = Patch::remove_finalizer(&*o.instance, finalizer::INSTANCE_CLEANUP) {
-            plan.then(patch);
-        }
+    if ended
+        && o.pods.is_empty()
+        && o.instance.metadata.deletion_timestamp.is_some()
+        && let Some(patch) = Patch::remove_finalizer(&*o.instance, finalizer::INSTANCE_CLEANUP)
+    {
+        plan.then(patch);
     }
     plan
 }

@@ -20,8 +20,9 @@ mod project;
 pub use devices::Device;
 pub use observe::{Observed, VmController};
 pub use plan::plan;
+pub use power::tag;
 
-/// Annotation on an Instance: what begot its present epoch (`policy`, `restart`, `vmop/<name>`).
+/// Annotation on an Instance: what begot its present epoch (`policy`, `changes`, `vmop/<name>/<uid>`).
 pub const STARTED_BY: &str = "internal.virtualization.deckhouse.io/started-by";
 
 /// Prefix of `spec.stop.by` when a start shall follow the stop.

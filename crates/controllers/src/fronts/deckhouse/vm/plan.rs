@@ -128,7 +128,7 @@ fn act(plan: &mut Plan, o: &Observed, decision: &Decision, ready: bool) {
 fn initiator(by: &str) -> String {
     let by = by.strip_prefix(super::RESTART).unwrap_or(by);
     match by.strip_prefix("vmop/") {
-        Some(name) => format!("VirtualMachineOperation {name}"),
+        Some(rest) => format!("VirtualMachineOperation {}", rest.split('/').next().unwrap_or_default()),
         None => format!("controller ({by})"),
     }
 }

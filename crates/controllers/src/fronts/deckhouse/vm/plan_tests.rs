@@ -381,7 +381,7 @@ fn stop_and_start_operations() {
     settle(&mut o);
     assert_eq!(phase(&o), VmPhase::Stopping);
     let stop = o.instance.as_ref().unwrap().spec.stop.clone().unwrap();
-    assert_eq!((stop.mode, stop.by.as_str()), (StopMode::Graceful, "vmop/stop"));
+    assert_eq!((stop.mode, stop.by.as_str()), (StopMode::Graceful, "vmop/stop/"));
     settle(&mut o);
     assert!(plan(&o).is_empty(), "asked once");
     operation(&mut o, "stop", VmopType::Stop, Some(true));

@@ -55,10 +55,11 @@ fn accepted(o: &Observed) -> Option<&VirtualMachineOperation> {
     o.operations.iter().find(running).map(|op| &**op)
 }
 
-/// How an operation is named in the Instance.
+/// How an operation is named in the Instance: with its uid, since a name may be used again.
 #[must_use]
 pub fn tag(operation: &VirtualMachineOperation) -> String {
-    format!("vmop/{}", operation.metadata.name.as_deref().unwrap_or_default())
+    let meta = &operation.metadata;
+    format!("vmop/{}/{}", meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default())
 }
 
 fn without_instance(policy: RunPolicy, operation: Option<&VirtualMachineOperation>) -> Decision {

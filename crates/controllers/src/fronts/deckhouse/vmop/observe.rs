@@ -1,0 +1,143 @@
+//! What the operation controller looks at.
+
+use std::sync::Arc;
+
+use holdfast_api::engine::{Instance, Migration};
+use holdfast_api::{VirtualMachine, VirtualMachineOperation};
+use holdfast_env::Timestamp;
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches, controller_of};
+use kube::ResourceExt as _;
+
+use super::migration::migration_name;
+
+/// Everything the plan for one operation depends on.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The instant.
+    pub now: Timestamp,
+    /// The operation.
+    pub operation: Arc<VirtualMachineOperation>,
+    /// Its VM.
+    pub vm: Option<Arc<VirtualMachine>>,
+    /// The VM's Instance.
+    pub instance: Option<Arc<Instance>>,
+    /// Its own Migration.
+    pub migration: Option<Arc<Migration>>,
+    /// Another unfinished move of the VM.
+    pub other_migration: Option<String>,
+    /// An older unfinished operation of the VM.
+    pub older: Option<String>,
+    /// Finished operations of the VM that are newer than this one.
+    pub newer_finished: usize,
+}
+
+/// The controller of operations.
+#[derive(Debug)]
+pub struct VmopController {
+    operations: Arc<Cache<VirtualMachineOperation>>,
+    vms: Arc<Cache<VirtualMachine>>,
+    instances: Arc<Cache<Instance>>,
+    migrations: Arc<Cache<Migration>>,
+}
+
+impl VmopController {
+    /// Opens the caches it needs.
+    #[must_use]
+    pub fn new(caches: &Caches) -> Self {
+        Self {
+            operations: caches.cache(),
+            vms: caches.cache(),
+            instances: caches.cache(),
+            migrations: caches.cache(),
+        }
+    }
+}
+
+fn is_finished(operation: &VirtualMachineOperation) -> bool {
+    operation.status.as_ref().is_some_and(|status| status.phase.is_final())
+}
+
+/// Orders operations by age.
+fn age(operation: &VirtualMachineOperation) -> (Option<Timestamp>, String) {
+    (operation.metadata.creation_timestamp.as_ref().map(|t| t.0), operation.name_any())
+}
+
+impl Controller for VmopController {
+    type Observed = Observed;
+
+    fn name(&self) -> &'static str {
+        "vmop"
+    }
+
+    fn watches(&self, on: &mut Watches) {
+        let of_vm = |operations: &Arc<Cache<VirtualMachineOperation>>| {
+            let operations = operations.clone();
+            move |namespace: &str, vm: &str| -> Vec<Key> {
+                let all = operations.in_namespace(namespace);
+                let same = all.iter().filter(|op| op.spec.virtual_machine_name == vm);
+                same.map(|op| Key::of(&**op)).collect()
+            }
+        };
+        // Siblings too: the end of one lets the next be looked at.
+        let siblings = of_vm(&self.operations);
+        on.map(&self.operations, move |operation| {
+            let mut keys =
+                siblings(&operation.namespace().unwrap_or_default(), &operation.spec.virtual_machine_name);
+            keys.push(Key::of(operation));
+            keys
+        });
+        let by_vm = of_vm(&self.operations);
+        on.map(&self.vms, move |vm| by_vm(&vm.namespace().unwrap_or_default(), &vm.name_any()));
+        let by_instance = of_vm(&self.operations);
+        on.map(&self.instances, move |i| by_instance(&i.namespace().unwrap_or_default(), &i.name_any()));
+        on.owned_by::<VirtualMachineOperation, Migration>(&self.migrations);
+    }
+
+    async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
+        let Some(operation) = self.operations.get(key) else { return Ok(None) };
+        let name = &operation.spec.virtual_machine_name;
+        let vm = self.vms.named(&key.namespace, name);
+        let instance = self.instances.named(&key.namespace, name).filter(|instance| {
+            let owner = controller_of(&**instance).map(|owner| owner.uid.clone());
+            owner.is_some() && owner == vm.as_ref().and_then(|vm| vm.metadata.uid.clone())
+        });
+        let ours = |migration: &Migration| {
+            controller_of(migration).is_some_and(|owner| Some(&owner.uid) == operation.metadata.uid.as_ref())
+        };
+        let migration = self
+            .migrations
+            .named(&key.namespace, &migration_name(&key.name))
+            .filter(|migration| ours(migration));
+        let instance_uid = instance.as_ref().and_then(|instance| instance.metadata.uid.clone());
+        let other_migration = self
+            .migrations
+            .in_namespace(&key.namespace)
+            .into_iter()
+            .filter(|m| Some(&m.spec.instance.uid) == instance_uid.as_ref() && !ours(m))
+            .find(|m| !m.status.as_ref().and_then(|s| s.state).is_some_and(|state| state.is_final()))
+            .map(|m| m.name_any());
+        let siblings = self.operations.in_namespace(&key.namespace);
+        let siblings: Vec<_> = siblings
+            .into_iter()
+            .filter(|op| op.spec.virtual_machine_name == *name && op.metadata.uid != operation.metadata.uid)
+            .collect();
+        let older =
+            siblings.iter().find(|op| !is_finished(op) && age(op) < age(&operation)).map(|op| op.name_any());
+        let newer_finished =
+            siblings.iter().filter(|op| is_finished(op) && age(op) > age(&operation)).count();
+        Ok(Some(Observed {
+            now: pass.now,
+            operation,
+            vm,
+            instance,
+            migration,
+            other_migration,
+            older,
+            newer_finished,
+        }))
+    }
+
+    fn plan(observed: &Observed) -> Plan {
+        super::plan::plan(observed)
+    }
+}

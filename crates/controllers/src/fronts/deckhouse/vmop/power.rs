@@ -1,0 +1,73 @@
+//! Start, Stop, Restart. This controller checks and judges; the VM controller acts on an operation
+//! as soon as it is InProgress, and records in the Instance which one it acted on.
+
+use holdfast_api::engine::{Instance, InstanceState};
+use holdfast_api::vm::VmPhase;
+use holdfast_api::vmop::{Completed, VmopPhase, VmopType};
+
+use super::observe::Observed;
+use super::plan::{Outcome, in_progress, refusal};
+use crate::fronts::deckhouse::vm::{STARTED_BY, tag};
+
+/// What the operation has come to; `None` if nothing is new.
+#[must_use]
+pub fn advance(o: &Observed, phase: VmopPhase) -> Option<Outcome> {
+    if phase == VmopPhase::Pending {
+        let start = Outcome::stage(VmopPhase::InProgress, in_progress(o.operation.spec.type_), "");
+        return Some(refusal(o).unwrap_or(start));
+    }
+    Some(judge(o))
+}
+
+fn judge(o: &Observed) -> Outcome {
+    let type_ = o.operation.spec.type_;
+    let Some(vm) = &o.vm else {
+        return Outcome::failed(Completed::OperationFailed, "The VirtualMachine has been deleted.");
+    };
+    let phase = vm.status.as_ref().and_then(|status| status.phase).unwrap_or(VmPhase::Pending);
+    let done = || Outcome::stage(VmopPhase::Completed, Completed::OperationCompleted, "");
+    match type_ {
+        VmopType::Stop if phase == VmPhase::Stopped => return done(),
+        VmopType::Start | VmopType::Restart => {
+            let instance = o.instance.as_deref().filter(|instance| began(instance, o));
+            if let Some(instance) = instance {
+                if phase == VmPhase::Running && runs(instance) {
+                    return done();
+                }
+                if let Some(why) = gave_up(instance, phase) {
+                    return Outcome::failed(Completed::OperationFailed, why);
+                }
+            }
+        }
+        VmopType::Stop | VmopType::Evict | VmopType::Migrate => {}
+    }
+    let message = match phase {
+        VmPhase::Pending => {
+            "The request has been sent to the VM, which is waiting to enter the Starting phase."
+        }
+        _ => "The request has been sent to the VM.",
+    };
+    Outcome::stage(VmopPhase::InProgress, in_progress(type_), message)
+}
+
+/// The present epoch was begun because of this operation.
+fn began(instance: &Instance, o: &Observed) -> bool {
+    instance.metadata.annotations.as_ref().and_then(|all| all.get(STARTED_BY)) == Some(&tag(&o.operation))
+}
+
+fn runs(instance: &Instance) -> bool {
+    instance.status.as_ref().is_some_and(|status| {
+        status.observed_epoch == instance.spec.epoch && status.state == Some(InstanceState::Running)
+    })
+}
+
+/// The epoch it began is over and nobody begins another.
+fn gave_up(instance: &Instance, phase: VmPhase) -> Option<String> {
+    let status = instance.status.as_ref()?;
+    let ended = status.state == Some(InstanceState::Ended) && status.observed_epoch == instance.spec.epoch;
+    if !ended || phase != VmPhase::Stopped {
+        return None;
+    }
+    let exit = status.exit.as_ref()?;
+    Some(format!("The VM ended before it was seen running ({:?}): {}", exit.cause, exit.detail))
+}
