@@ -32,6 +32,9 @@ struct Arguments {
     /// The QEMU program.
     #[arg(long, env = "HOLDFAST_QEMU", default_value = "/usr/bin/qemu-system-x86_64")]
     qemu: PathBuf,
+    /// The container's termination log; nothing is written where it does not exist.
+    #[arg(long, env = "HOLDFAST_TERMINATION_LOG", default_value = "/dev/termination-log")]
+    termination_log: PathBuf,
     /// Log level: error, warn, info, debug or trace.
     #[arg(long, env = "HOLDFAST_LOG", default_value = "info")]
     log: tracing::Level,
@@ -56,7 +59,16 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { instance_uid, epoch, pod_uid, run_dir, grace_period_seconds, qemu, log: _ } = arguments;
+    let Arguments {
+        instance_uid,
+        epoch,
+        pod_uid,
+        run_dir,
+        grace_period_seconds,
+        qemu,
+        termination_log,
+        log: _,
+    } = arguments;
     // Socket addresses hold 107 bytes, run directories are longer: everything is named relative to it.
     std::env::set_current_dir(&run_dir).with_context(|| format!("entering {}", run_dir.display()))?;
     let config = Config {
@@ -65,6 +77,7 @@ fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         grace_s: grace_period_seconds,
         sandbox: true,
         qemu_version: String::new(),
+        termination_log,
     };
     tracing::info!(id = %config.id, run_dir = %run_dir.display(), "launcher");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -45,11 +45,16 @@ async fn a_guest_boots_and_its_power_off_is_told() {
 async fn a_reboot_ends_the_power_on() {
     let vm = Vm::new();
     let mut l = Launcher::start("pod", "").await;
+    // VL §1.5: the container runtime made the log, the launcher appends one line.
+    let log = l.dir.join("termination-log");
+    std::fs::write(&log, "").unwrap();
     let mut console = l.boot(&vm.definition(), OnReset::End).await;
     read_until(&mut console, "B").await;
     console.write_all(b"r").await.unwrap();
     let (record, code) = l.ended().await;
     assert_eq!((record.cause, code), (Cause::GuestReset, 0));
+    let line = r#"{"event":"SHUTDOWN","details":"{\"guest\":true,\"reason\":\"guest-reset\"}"}"#;
+    assert_eq!(std::fs::read_to_string(log).unwrap(), format!("{line}\n"));
 }
 
 #[tokio::test]

@@ -45,6 +45,7 @@ impl Side {
             grace_s: 5,
             sandbox: false,
             qemu_version: "10.0.2".into(),
+            termination_log: "/nonexistent/termination-log".into(),
         };
         let driver = Driver::new(config, fake.clone(), inbox.clone());
         let task = tokio::spawn(driver.run(messages));

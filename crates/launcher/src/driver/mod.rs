@@ -43,6 +43,8 @@ pub struct Config {
     pub sandbox: bool,
     /// Version of the installed QEMU, for Hello.
     pub qemu_version: String,
+    /// The container's termination log; written only where the container runtime made it.
+    pub termination_log: PathBuf,
 }
 
 /// Everything that can happen to a launcher.
@@ -295,7 +297,7 @@ impl<H: Hypervisor> Driver<H> {
     async fn on_machine(&mut self, event: MachineEvent) {
         match event {
             MachineEvent::Ended(exit) => self.on_process_end(exit).await,
-            MachineEvent::Shutdown { reason, .. } => self.on_shutdown(&reason).await,
+            MachineEvent::Shutdown { guest, reason } => self.on_shutdown(guest, &reason).await,
             MachineEvent::Panicked => {
                 self.guest_ended(Cause::Crash, "the guest's kernel panicked".into()).await;
             }

@@ -93,7 +93,12 @@ impl<H: Hypervisor> Driver<H> {
     }
 
     /// The guest ended by itself: QEMU stays until told to go.
-    pub(super) async fn on_shutdown(&mut self, reason: &str) {
+    pub(super) async fn on_shutdown(&mut self, guest: bool, reason: &str) {
+        if self.exit.is_some() {
+            // The echo of our own `quit`.
+            return;
+        }
+        self.log_termination(guest, reason);
         let (cause, detail) = match reason {
             "guest-shutdown" => (Cause::GuestShutdown, "the guest powered off"),
             "guest-reset" => (Cause::GuestReset, "the guest rebooted"),
@@ -104,7 +109,23 @@ impl<H: Hypervisor> Driver<H> {
         self.guest_ended(cause, detail.to_owned()).await;
     }
 
+    /// One line per SHUTDOWN in the form that controllers of the seeds' platform read (VL §1.5).
+    fn log_termination(&self, guest: bool, reason: &str) {
+        use std::io::Write as _;
+        let details = serde_json::json!({ "guest": guest, "reason": reason }).to_string();
+        let line = serde_json::json!({ "event": "SHUTDOWN", "details": details });
+        let open = std::fs::OpenOptions::new().append(true).open(&self.config.termination_log);
+        match open.and_then(|mut log| writeln!(log, "{line}")) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => tracing::warn!("writing {}: {e}", self.config.termination_log.display()),
+        }
+    }
+
     pub(super) async fn guest_ended(&mut self, cause: Cause, detail: String) {
+        if self.exit.is_some() {
+            return;
+        }
         match self.phase.clone() {
             Phase::MovingOut(uid) => {
                 let text = format!("the VM ended during the move: {detail}");

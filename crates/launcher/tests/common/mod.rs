@@ -134,6 +134,7 @@ impl Launcher {
             .env("HOLDFAST_POD_UID", &id.pod_uid)
             .env("HOLDFAST_RUN_DIR", dir)
             .env("HOLDFAST_GRACE_PERIOD_SECONDS", "30")
+            .env("HOLDFAST_TERMINATION_LOG", dir.join("termination-log"))
             .env("HOLDFAST_FAULTS", faults)
             .env("HOLDFAST_FAULTS_DIR", dir)
             .process_group(0);
