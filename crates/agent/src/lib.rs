@@ -17,6 +17,7 @@ pub mod migration;
 pub mod network;
 pub mod node;
 pub mod node_agent;
+pub mod orphans;
 pub mod peers;
 pub mod records;
 pub mod report;
@@ -63,15 +64,42 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let agent = Arc::new(NodeAgent::new(config, cluster, network, found.accelerator, identity, gate));
     tokio::spawn(routes::keep(agent.clone()));
     tokio::spawn(remove_leftovers(agent.clone()));
+    tokio::spawn(orphans::follow(agent.clone()));
     tokio::spawn(launcher::follow_all(agent.clone()));
-    server::serve(agent).await.context("serving other agents")
+    let stopped = stop_when_idle(agent.clone())?;
+    tokio::select! {
+        served = server::serve(agent) => served.context("serving other agents"),
+        () = stopped => Ok(()),
+    }
 }
 
-/// Taps that no launcher uses are removed once the launchers that are here have been adopted.
+/// Longest wait of a graceful stop for moves that run through this agent.
+const STOP_WAIT: Duration = Duration::from_secs(300);
+
+/// A future that ends after SIGTERM, once no move depends on this agent (or after five minutes).
+fn stop_when_idle(agent: Arc<NodeAgent>) -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    Ok(async move {
+        terminate.recv().await;
+        tracing::info!("stopping; moves that run through this agent are waited for");
+        let _ = tokio::time::timeout(STOP_WAIT, agent.idle()).await;
+    })
+}
+
+/// Taps that no launcher uses are removed once every launcher that is here was heard.
 async fn remove_leftovers(agent: Arc<NodeAgent>) {
     agent.cluster.ready().await;
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    if let Err(error) = agent.network.remove_leftovers().await {
-        tracing::warn!(error = %peers::chain(&error), "leftovers of an earlier agent could not be removed");
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let heard = |pod: &String| agent.is_connected(pod) || !agent.pods.listens(pod);
+        if !agent.pods.launchers().is_ok_and(|pods| pods.iter().all(heard)) {
+            continue;
+        }
+        match agent.network.remove_leftovers(&agent.connected_instances()).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(error = %peers::chain(&error), "leftovers of an earlier agent could not be removed");
+            }
+        }
     }
 }

@@ -9,18 +9,20 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_api::engine::Migration;
 use holdfast_env::fault;
 use holdfast_wire::Id;
-use holdfast_wire::launcher::{MoveConfig, SOCKET_CONTROL_OUT, SOCKET_MEMORY_OUT, Verdict};
+use holdfast_wire::frame;
+use holdfast_wire::launcher::{Control, MoveConfig, SOCKET_CONTROL_OUT, SOCKET_MEMORY_OUT, Verdict};
 use holdfast_wire::peer::{Open, Records, Route};
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
 use crate::launcher::start::StepError;
-use crate::node_agent::{NodeAgent, address_of};
-use crate::peers::{Line, Peer, Switchboard, ask_launcher, chain};
+use crate::node_agent::{Busy, NodeAgent, address_of};
+use crate::peers::{Line, Peer, PeerError, Switchboard, ask_launcher, chain};
 
 /// Bytes that a proxy moves at once.
 pub const CHUNK: usize = 256 << 10;
@@ -37,6 +39,7 @@ pub struct Outgoing {
     switchboard: Switchboard,
     sockets: Vec<PathBuf>,
     _proxies: JoinSet<()>,
+    _busy: Busy,
 }
 
 impl Drop for Outgoing {
@@ -56,6 +59,7 @@ impl Outgoing {
     pub async fn begin(agent: Arc<NodeAgent>, id: &Id, uid: &str) -> Result<Self, StepError> {
         let migration = agent.cluster.migrations.get(uid);
         let migration = migration.ok_or_else(|| StepError::NotYet("the Migration is gone".to_owned()))?;
+        let busy = agent.busy();
         let (target, target_id) = target_of(&agent, &migration, id)?;
         let keepers = agent.route_keepers();
         let switchboard = Switchboard::open(&agent.identity, keepers.clone()).await;
@@ -90,6 +94,7 @@ impl Outgoing {
             switchboard,
             sockets,
             _proxies: proxies,
+            _busy: busy,
         })
     }
 
@@ -200,6 +205,52 @@ pub async fn verdict(agent: &NodeAgent, id: &Id, uid: &str) -> Option<Verdict> {
             tracing::warn!(%id, error = %chain(&error), "the target's agent was not heard");
             None
         }
+    }
+}
+
+/// A source that gave up its right and then died: its record is proof enough to deliver the COMMIT
+/// that may never have left, so that the guest goes on at the target (§2.8). Returns once it is
+/// certain whether the target continued; until then the VM's end must not be reported, because the
+/// guest may be running.
+pub async fn settle_dead_source(agent: &NodeAgent, id: &Id, uid: &str) -> Verdict {
+    loop {
+        if let Some(instance) = agent.instance(id)
+            && !crate::report::holds_claim(id, &instance)
+        {
+            // The flip has been written, or the VM has gone on without this launcher.
+            return Verdict::Continued;
+        }
+        if let Err(error) = commit_for(agent, id, uid).await {
+            tracing::warn!(%id, error = %chain(&error), "COMMIT of the ended source was not delivered");
+        }
+        if let Some(verdict) = verdict(agent, id, uid).await {
+            return verdict;
+        }
+        tokio::time::sleep(SETTLE_EVERY).await;
+    }
+}
+
+/// Pause between two questions about an undecided hand-over.
+pub const SETTLE_EVERY: Duration = Duration::from_secs(1);
+
+/// Says COMMIT in the name of a source that has given up and ended, and waits for the answer.
+async fn commit_for(agent: &NodeAgent, id: &Id, uid: &str) -> Result<(), StepError> {
+    let migration = agent.cluster.migrations.get(uid);
+    let migration = migration.ok_or_else(|| StepError::NotYet("the Migration is gone".to_owned()))?;
+    let (peer, target) = target_of(agent, &migration, id)?;
+    let open = Open::Control { migration_uid: uid.to_owned(), target };
+    let talk = async {
+        let mut stream = Line::open(&agent.identity, &peer).await?.into_stream(open).await?;
+        let commit = Control::Commit { migration_uid: uid.to_owned(), paused: false };
+        let broken = |e: frame::Error| PeerError::Refused { node: peer.node.clone(), why: chain(&e) };
+        frame::write(&mut stream, &commit).await.map_err(broken)?;
+        let answer = frame::read::<Control>(&mut stream).await.map_err(broken)?;
+        tracing::info!(%id, ?answer, "COMMIT of an ended source was delivered");
+        Ok::<(), PeerError>(())
+    };
+    match tokio::time::timeout(Duration::from_secs(5), talk).await {
+        Ok(result) => result.map_err(|error| StepError::NotYet(chain(&error))),
+        Err(_) => Err(StepError::NotYet("the target's launcher did not answer".to_owned())),
     }
 }
 

@@ -52,6 +52,16 @@ pub struct NodeAgent {
     /// Whether the fence lease is held by this boot.
     pub gate: watch::Receiver<bool>,
     connected: Mutex<BTreeMap<String, Connected>>,
+    moves: Arc<watch::Sender<usize>>,
+}
+
+/// One stream or move that a graceful stop of the agent waits for. Dropping it ends the wait.
+pub struct Busy(Arc<watch::Sender<usize>>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl NodeAgent {
@@ -65,7 +75,39 @@ impl NodeAgent {
         gate: watch::Receiver<bool>,
     ) -> Self {
         let pods = PodsDir::new(config.pods_dir.clone(), config.cgroup_prefix.clone());
-        Self { config, cluster, network, pods, accelerator, identity, gate, connected: Mutex::default() }
+        Self {
+            config,
+            cluster,
+            network,
+            pods,
+            accelerator,
+            identity,
+            gate,
+            connected: Mutex::default(),
+            moves: Arc::new(watch::Sender::new(0)),
+        }
+    }
+
+    /// A move has begun to depend on this agent: an end of the agent would cut it.
+    pub fn busy(&self) -> Busy {
+        self.moves.send_modify(|count| *count += 1);
+        Busy(self.moves.clone())
+    }
+
+    /// Returns once no move depends on this agent.
+    pub async fn idle(&self) {
+        // The sender lives in `self`, so the wait cannot fail while we hold it.
+        let _ = self.moves.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    /// Whether the launcher of this pod is connected.
+    pub fn is_connected(&self, pod_uid: &str) -> bool {
+        self.connected.lock().contains_key(pod_uid)
+    }
+
+    /// uids of the Instances whose launchers are connected.
+    pub fn connected_instances(&self) -> std::collections::BTreeSet<String> {
+        self.connected.lock().values().map(|launcher| launcher.id.instance_uid.clone()).collect()
     }
 
     /// This node, now.

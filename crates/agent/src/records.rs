@@ -22,10 +22,10 @@ pub struct PodsDir {
 pub struct OnDisk {
     /// QEMU was, or was about to be, started.
     pub started: bool,
-    /// This source gave up its right to run.
-    pub gave_up: bool,
-    /// This target began to continue the guest.
-    pub continuing: bool,
+    /// This source gave up its right to run, to this Migration.
+    pub gave_up: Option<String>,
+    /// This target began to continue the guest of this Migration.
+    pub continuing: Option<String>,
     /// How QEMU ended.
     pub exit: Option<ExitRecord>,
 }
@@ -87,9 +87,9 @@ impl PodsDir {
         let has = |name: &str| run.join(name).exists();
         Ok(Some(OnDisk {
             started: has(RECORD_STARTED),
-            gave_up: has(RECORD_RIGHT),
-            continuing: has(RECORD_CONTINUING),
-            exit: exit_record(&run.join(RECORD_EXIT))?,
+            gave_up: read::<MoveRecord>(&run.join(RECORD_RIGHT))?.map(|record| record.migration_uid),
+            continuing: read::<MoveRecord>(&run.join(RECORD_CONTINUING))?.map(|record| record.migration_uid),
+            exit: read(&run.join(RECORD_EXIT))?,
         }))
     }
 
@@ -113,7 +113,7 @@ impl PodsDir {
         let ended = !talks && self.has_ended(pod_uid, on_disk.as_ref());
         let found = on_disk.is_some();
         let on_disk = on_disk.unwrap_or_default();
-        Records { ended, continued: on_disk.continuing, gave_up: on_disk.gave_up, found }
+        Records { ended, continued: on_disk.continuing.is_some(), gave_up: on_disk.gave_up.is_some(), found }
     }
 
     /// Whether the launcher has ended for good: QEMU had been started or an end was recorded, and
@@ -135,7 +135,14 @@ impl PodsDir {
     }
 }
 
-fn exit_record(path: &Path) -> io::Result<Option<ExitRecord>> {
+/// What matters here of the records `right` and `continuing`.
+#[derive(serde::Deserialize)]
+struct MoveRecord {
+    migration_uid: String,
+}
+
+/// Reads one record; none when it does not exist.
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => holdfast_sys::context(Err(error), || format!("read {}", path.display())),
@@ -143,5 +150,76 @@ fn exit_record(path: &Path) -> io::Result<Option<ExitRecord>> {
             holdfast_sys::context(serde_json::from_slice(&bytes), || format!("parse {}", path.display()))
                 .map(Some)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_wire::Id;
+    use holdfast_wire::launcher::Cause;
+
+    use super::*;
+
+    fn pods() -> (tempfile::TempDir, PodsDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let pods = PodsDir::new(dir.path().to_owned(), None);
+        std::fs::create_dir_all(pods.run("p")).unwrap();
+        (dir, pods)
+    }
+
+    fn put(pods: &PodsDir, name: &str, text: &str) {
+        std::fs::write(pods.run("p").join(name), text).unwrap();
+    }
+
+    #[test]
+    fn a_launcher_that_never_started_qemu_has_not_ended_by_its_records() {
+        let (_dir, pods) = pods();
+        assert_eq!(pods.launchers().unwrap(), ["p"]);
+        let on_disk = pods.on_disk("p").unwrap().unwrap();
+        assert_eq!(on_disk, OnDisk::default());
+        assert!(!pods.has_ended("p", Some(&on_disk)), "it may be about to start");
+        assert_eq!(pods.on_disk("q").unwrap(), None);
+    }
+
+    // MM-F6, MM-F7 (what the target's agent answers)
+    #[test]
+    fn answers_come_from_the_records() {
+        let (_dir, pods) = pods();
+        put(&pods, RECORD_STARTED, "{}");
+        let answer = |talks| pods.answer("p", talks);
+        assert!(!answer(true).ended, "it talks");
+        assert!(answer(false).ended && !answer(false).continued);
+        put(
+            &pods,
+            RECORD_CONTINUING,
+            r#"{"id":{"instance_uid":"i","epoch":1,"pod_uid":"p"},"migration_uid":"m"}"#,
+        );
+        assert!(answer(false).continued);
+        assert_eq!(pods.on_disk("p").unwrap().unwrap().continuing.as_deref(), Some("m"));
+        let unknown = pods.answer("q", false);
+        assert!(!unknown.found && !unknown.ended, "no trace proves nothing");
+    }
+
+    #[test]
+    fn a_socket_that_answers_means_alive() {
+        let (_dir, pods) = pods();
+        put(&pods, RECORD_STARTED, "{}");
+        let listener = holdfast_sys::unixat::bind(&pods.socket("p")).unwrap();
+        let on_disk = pods.on_disk("p").unwrap();
+        assert!(!pods.has_ended("p", on_disk.as_ref()));
+        drop(listener);
+        assert!(pods.has_ended("p", on_disk.as_ref()));
+    }
+
+    #[test]
+    fn the_exit_record_tells_the_cause() {
+        let (_dir, pods) = pods();
+        let id = Id { instance_uid: "i".into(), epoch: 1, pod_uid: "p".into() };
+        let record =
+            ExitRecord { id, cause: Cause::GuestShutdown, detail: String::new(), at_ms: 1, ever_ran: true };
+        put(&pods, RECORD_EXIT, &serde_json::to_string(&record).unwrap());
+        assert_eq!(pods.on_disk("p").unwrap().unwrap().exit, Some(record));
+        put(&pods, RECORD_EXIT, "half a rec");
+        assert!(pods.on_disk("p").is_err(), "what cannot be read is not guessed");
     }
 }

@@ -62,6 +62,7 @@ async fn converse(agent: &NodeAgent, mut stream: TlsStream<TcpStream>, who: &str
                 return;
             }
         };
+        let is_move = matches!(opening.open, Open::Control { .. } | Open::Memory { .. });
         let (answer, to) = open(agent, who, opening).await;
         if let Opened::Refused { why } = &answer {
             tracing::warn!(who, why, "refused");
@@ -69,6 +70,7 @@ async fn converse(agent: &NodeAgent, mut stream: TlsStream<TcpStream>, who: &str
         if frame::write(&mut stream, &answer).await.is_err() {
             return;
         }
+        let _busy = (is_move && to.is_some()).then(|| agent.busy());
         match to {
             None => {}
             Some(To::Unix(to)) => return pass(&mut stream, to).await,

@@ -292,7 +292,7 @@ fn a_restarted_agent_adopts_live_taps_and_removes_leftovers() {
         let second = Network::start(settings()).await.unwrap();
         second.adopt(nic()).await.unwrap();
         second.set_world(vec![vm("a", false)], nodes()).await.unwrap();
-        second.remove_leftovers().await.unwrap();
+        second.remove_leftovers(&BTreeSet::new()).await.unwrap();
         assert_eq!(routes(), [format!("10.66.10.14 dev {TAP} scope link src {NODE}")]);
         assert!(ip("route show").contains("10.66.10.78"), "somebody else's route stays");
         assert!(!ip("-o link show").contains("vm00000000"), "the stale tap is gone");

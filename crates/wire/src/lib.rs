@@ -18,7 +18,7 @@ pub const VERSION: u32 = 1;
 pub const OLDEST: u32 = 1;
 
 /// Whom a message is about: one power-on in one pod. A receiver refuses a message that bears another id.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Id {
     /// `metadata.uid` of the Instance.
     pub instance_uid: String,

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use holdfast_api::engine::ExitCause;
 use holdfast_wire::Id;
-use holdfast_wire::launcher::{Event, Request, StopWhy, VmState};
+use holdfast_wire::launcher::{
+    Event, MigrationEvent, MoveProgress, MoveStage, Request, StopWhy, Verdict, VmState,
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use tokio::sync::{mpsc, watch};
@@ -40,6 +42,9 @@ pub struct Driver {
     /// Why the platform itself ended the launcher before its guest ran.
     given_up: Option<End>,
     outgoing: Option<Outgoing>,
+    /// The source waits for the target's word; when to ask for it. The word itself normally comes
+    /// within milliseconds.
+    undecided: Option<Instant>,
     began: Instant,
     seen_pod: bool,
 }
@@ -56,7 +61,16 @@ impl Driver {
         let facts = watch::Sender::new(facts);
         let receiver = facts.subscribe();
         let began = Instant::now();
-        let driver = Self { agent, pod_uid, facts, given_up: None, outgoing: None, began, seen_pod: false };
+        let driver = Self {
+            agent,
+            pod_uid,
+            facts,
+            given_up: None,
+            outgoing: None,
+            undecided: None,
+            began,
+            seen_pod: false,
+        };
         (driver, receiver)
     }
 
@@ -114,6 +128,7 @@ impl Driver {
     async fn finish(&mut self, end: End) {
         self.outgoing = None;
         self.learn_identity();
+        let end = self.settled(end).await;
         tracing::info!(id = %self.facts.borrow().id, ?end, "launcher ended");
         self.facts.send_modify(|facts| {
             facts.state.vm = VmState::Ended;
@@ -123,6 +138,27 @@ impl Driver {
         while let Err(error) = self.agent.network.unplug(&id.instance_uid, &id.pod_uid).await {
             tracing::warn!(%id, error = %chain(&error), "the VM's network is not gone yet; trying again");
             tokio::time::sleep(TICK).await;
+        }
+    }
+
+    /// The end, once it is known what the launcher's records of a move mean for it.
+    async fn settled(&self, end: End) -> End {
+        let on_disk = self.agent.pods.on_disk(&self.pod_uid).ok().flatten().unwrap_or_default();
+        if let Some(uid) = on_disk.continuing {
+            // The guest continued here, whether or not this agent heard of it: the flip is due, and
+            // what happened afterwards is this launcher's end.
+            self.facts.send_if_modified(|facts| resumed(facts, &uid));
+            return end;
+        }
+        let Some(uid) = on_disk.gave_up.filter(|_| end.cause.is_some()) else { return end };
+        // The guest may run at the target: an end reported now could start a second one (INV-1).
+        self.agent.cluster.ready().await;
+        let id = self.facts.borrow().id.clone();
+        match crate::migration::settle_dead_source(&self.agent, &id, &uid).await {
+            Verdict::Continued => {
+                End { cause: None, detail: "the guest runs on the target of the move".to_owned() }
+            }
+            Verdict::NeverContinued => end,
         }
     }
 
@@ -174,7 +210,7 @@ impl Driver {
                     tracing::debug!(id = %conversation.id(), why, "waiting");
                     last_wait = why;
                 }
-            } else if retry.is_due() {
+            } else if retry.is_due() && self.is_worth_a_try(&step) {
                 match self.act(&step, conversation, hello, &mut asked).await {
                     Ok(()) => {
                         retry = Retry::default();
@@ -210,6 +246,21 @@ impl Driver {
             migration: migration.as_deref(),
             asked,
         })
+    }
+
+    /// An undecided hand-over is looked into once a second, not with every event.
+    fn is_worth_a_try(&mut self, step: &Step) -> bool {
+        if !matches!(step, Step::Settle(_)) {
+            self.undecided = None;
+            return true;
+        }
+        let now = Instant::now();
+        let at = *self.undecided.get_or_insert(now + crate::migration::SETTLE_EVERY);
+        if at > now {
+            return false;
+        }
+        self.undecided = Some(now + crate::migration::SETTLE_EVERY);
+        true
     }
 
     fn take_in(&self, event: Event, conversation: &Arc<Conversation>) {
@@ -413,6 +464,22 @@ impl Retry {
         self.count += 1;
         self.at = Some(Instant::now() + pause.min(Duration::from_secs(5)));
     }
+}
+
+/// Notes that the guest of a move runs (or ran) here; true when that was news.
+fn resumed(facts: &mut Facts, uid: &str) -> bool {
+    let known = facts.state.migration.as_ref();
+    if known.is_some_and(|m| m.migration_uid == uid && m.stage == MoveStage::Resumed) {
+        return false;
+    }
+    facts.state.migration = Some(MigrationEvent {
+        migration_uid: uid.to_owned(),
+        stage: MoveStage::Resumed,
+        progress: MoveProgress::default(),
+        downtime_ms: None,
+        failure: None,
+    });
+    true
 }
 
 fn is_final(pod: &Pod) -> bool {

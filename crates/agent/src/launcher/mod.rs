@@ -12,15 +12,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::node_agent::NodeAgent;
 
-/// Pause between two looks into the pods' directory. Part of every start's time.
+/// Pause between two looks into the pods' directory while a launcher may be about to appear. Part of
+/// every start's time.
 const SCAN: Duration = Duration::from_millis(20);
+/// The pause when nothing has happened for a while.
+const SCAN_IDLE: Duration = Duration::from_millis(500);
+/// How long after a change in the API a launcher may be about to appear.
+const EXPECTING: Duration = Duration::from_secs(5);
 
 /// Finds launchers for ever and gives each its driver and its reporter.
 pub async fn follow_all(agent: Arc<NodeAgent>) {
     let driven: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+    let mut changes = agent.cluster.changes();
+    let mut changed_at = Instant::now();
     loop {
         match agent.pods.launchers() {
             Err(error) => tracing::error!(%error, "the pods of this node cannot be found"),
@@ -32,7 +40,11 @@ pub async fn follow_all(agent: Arc<NodeAgent>) {
                 }
             }
         }
-        tokio::time::sleep(SCAN).await;
+        if changed_at.elapsed() < EXPECTING {
+            tokio::time::sleep(SCAN).await;
+        } else if tokio::time::timeout(SCAN_IDLE, changes.changed()).await.is_ok() {
+            changed_at = Instant::now();
+        }
     }
 }
 

@@ -64,14 +64,19 @@ pub async fn report(agent: Arc<NodeAgent>, mut facts: watch::Receiver<Facts>) {
     }
 }
 
+/// Reports one certain end.
+///
+/// # Errors
+/// The API cannot be reached or refuses; to be repeated.
+pub async fn report_end(agent: &NodeAgent, facts: &Facts) -> kube::Result<()> {
+    write(agent, facts, false).await.map(drop)
+}
+
 /// Writes everything that differs; true when figures of a copy were among it.
 async fn write(agent: &NodeAgent, facts: &Facts, progress_due: bool) -> kube::Result<bool> {
     let now = holdfast_env::Clock::Real.now();
     let Some(instance) = agent.instance(&facts.id) else { return Ok(false) };
-    let flipped = write_instance(agent, &instance, facts, now).await?;
-    if flipped {
-        fault::point("flipped").await;
-    }
+    write_instance(agent, &instance, facts, now).await?;
     let Some(migration) = agent.named_migration(&instance) else { return Ok(false) };
     write_migration(agent, &migration, facts, now, progress_due).await
 }
@@ -82,7 +87,7 @@ async fn write_instance(
     cached: &Instance,
     facts: &Facts,
     now: Timestamp,
-) -> kube::Result<bool> {
+) -> kube::Result<()> {
     let mut instance = cached.clone();
     for attempt in 1.. {
         let flip = report::flip(facts, &instance, now);
@@ -90,27 +95,28 @@ async fn write_instance(
         let patch = flip
             .or_else(|| report::instance_status(facts, &instance, now))
             .or_else(|| report::source_in_instance(facts, &instance, now));
-        let Some(patch) = patch else { return Ok(false) };
+        let Some(patch) = patch else { return Ok(()) };
         match agent.cluster.write_instance_status(&instance, patch).await {
-            Ok(written) if is_flip => {
-                tracing::info!(id = %facts.id, "flipped: the VM belongs to this node");
-                drop(written);
-                return Ok(true);
-            }
             // One function's fields are written; the next may have some, too.
-            Ok(written) => instance = written,
+            Ok(written) => {
+                instance = written;
+                if is_flip {
+                    tracing::info!(id = %facts.id, "flipped: the VM belongs to this node");
+                    fault::point("flipped").await;
+                }
+            }
             Err(error) if is_conflict(&error) && attempt < TRIES => {
                 let namespace = instance.namespace().unwrap_or_default();
                 match agent.cluster.read_instance(&namespace, &instance.name_any()).await? {
                     Some(fresh) if fresh.metadata.uid == cached.metadata.uid => instance = fresh,
-                    _ => return Ok(false),
+                    _ => return Ok(()),
                 }
             }
-            Err(error) if is_not_found(&error) => return Ok(false),
+            Err(error) if is_not_found(&error) => return Ok(()),
             Err(error) => return Err(error),
         }
     }
-    Ok(false)
+    Ok(())
 }
 
 async fn write_migration(

@@ -280,16 +280,16 @@ impl Network {
         Ok(())
     }
 
-    /// Removes what an earlier agent left behind: taps that no launcher in our charge uses. Called
-    /// after all launchers of the node were adopted.
+    /// Removes what an earlier agent left behind: taps that no launcher uses. Called after all
+    /// launchers of the node were heard; `keep` are the Instances of those.
     ///
     /// # Errors
     /// A step failed; call again.
-    pub async fn remove_leftovers(&self) -> Result<(), NetworkError> {
+    pub async fn remove_leftovers(&self, keep: &BTreeSet<String>) -> Result<(), NetworkError> {
         let _guard = self.plugging.lock().await;
         let links = self.links()?;
-        let ours: BTreeSet<String> =
-            self.state.lock().guests.values().map(|plugged| plugged.tap.clone()).collect();
+        let mut ours: BTreeSet<String> = keep.iter().map(|uid| tap_name(uid)).collect();
+        ours.extend(self.state.lock().guests.values().map(|plugged| plugged.tap.clone()));
         self.load_filter(&links).await?;
         for (name, link) in &links {
             if is_tap_name(name) && !ours.contains(name) {

@@ -148,8 +148,9 @@ mod tests {
 
     #[test]
     fn route_table() {
-        let rows: &[(&str, &str, Option<&str>, bool, Option<Hint>, bool, &str)] = &[
-            // what, here, api node, moving, hint, tap present, expected
+        // what, here, API's node, moving, hint, tap present, expected
+        type Row = (&'static str, &'static str, Option<&'static str>, bool, Option<Hint>, bool, &'static str);
+        let rows: &[Row] = &[
             ("runs here", "a", Some("a"), false, None, true, "tap vmu"),
             ("runs here, tap not there yet", "a", Some("a"), false, None, false, "none"),
             ("runs elsewhere", "a", Some("b"), false, None, false, "via 10.0.0.2"),
