@@ -4,6 +4,7 @@
 //! One file per rule; each begins with the section of the spec it implements. Admission rules are
 //! in `admission`, everything else is used by controllers, agent and launcher.
 
+pub mod admission;
 pub mod backoff;
 pub mod changes;
 pub mod eviction;
