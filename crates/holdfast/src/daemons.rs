@@ -36,7 +36,7 @@ pub async fn kubelith(home: Home) -> anyhow::Result<()> {
     config.objects = crate::objects::initial(&facts);
     let logs_home = home.clone();
     let hooks = holdfast_kubelith::Hooks {
-        admission: vec![Arc::new(crate::hooks::EvictionHook)],
+        admission: vec![Arc::new(crate::hooks::EvictionHook), Arc::new(crate::rules::UserRules)],
         aggregated: vec![crate::hooks::gateway(&home).await?],
         logs: Some(Arc::new(holdfast_kubelith::http::FileLogs::new(move |pod, container, previous| {
             log_file(&logs_home, pod, container, previous)

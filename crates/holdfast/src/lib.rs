@@ -7,7 +7,7 @@
 //! | [`home`], [`choose`] | the home directory, and the facts chosen for it |
 //! | [`network`] | bridge, links, namespaces, masquerade |
 //! | [`supervisor`], [`components`], [`control`] | what runs, and talking about it |
-//! | [`daemons`], [`identity`], [`objects`], [`hooks`], [`images`] | the processes and what they are given |
+//! | [`daemons`], [`identity`], [`objects`], [`hooks`], [`rules`], [`images`] | the processes and what they are given |
 //! | [`up`], [`commands`], [`progress`] | what people type |
 
 pub mod choose;
@@ -22,6 +22,7 @@ pub mod images;
 pub mod network;
 pub mod objects;
 pub mod progress;
+pub mod rules;
 pub mod supervisor;
 pub mod up;
 

@@ -228,9 +228,12 @@ async fn look(home: &Home, client: &Client, facts: &Facts) -> Result<usize, Stri
     let limit = Duration::from_secs(2);
     let list = tokio::time::timeout(limit, nodes.list(&Default::default())).await;
     let list = list.map_err(|_| "no answer within 2 s".to_owned())?.map_err(|e| e.to_string())?;
-    let ours =
-        |node: &&Node| facts.nodes.iter().any(|f| Some(f.name.as_str()) == node.metadata.name.as_deref());
-    Ok(list.iter().filter(ours).filter(|node| is_ready(node)).count())
+    let ready = |name: &str| {
+        let boot = crate::daemons::boot_id(&home.node(name)).unwrap_or_default();
+        let node = list.iter().find(|node| node.metadata.name.as_deref() == Some(name));
+        node.is_some_and(|node| is_ready(node) && boot_of(node) == Some(boot.as_str()))
+    };
+    Ok(facts.nodes.iter().filter(|node| ready(&node.name)).count())
 }
 
 fn boot_of(node: &Node) -> Option<&str> {
