@@ -82,7 +82,9 @@ impl Txn<'_> {
         });
         let Some(budget) = matching.next() else { return Ok(()) };
         if matching.next().is_some() {
-            return Err(Status::internal(
+            return Err(Status::new(
+                500,
+                "",
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
             ));
         }
