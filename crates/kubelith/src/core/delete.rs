@@ -49,7 +49,7 @@ impl Core {
         let txn = self.begin();
         let mut deleted = Vec::new();
         for object in txn.list(served, what.namespace.as_deref()) {
-            if what.selects(&served.kind, &object) {
+            if what.selects(served, &object) {
                 deleted.push(txn.delete(call, served, &object, options)?.object);
             }
         }

@@ -5,7 +5,6 @@ use crate::registry::Served;
 use crate::store::{Key, Object, TooOld};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use holdfast_apimachinery::{
-    kind::Kind,
     selector::{FieldSelector, LabelSelector},
     status::Status,
 };
@@ -63,8 +62,8 @@ struct Token {
 
 impl ListOptions {
     /// Whether the selectors choose the object.
-    pub fn selects(&self, kind: &Kind, object: &Object) -> bool {
-        selects(kind, &self.labels, &self.fields, object)
+    pub fn selects(&self, served: &Served, object: &Object) -> bool {
+        selects(served, &self.labels, &self.fields, object)
     }
 
     fn is_unselective(&self) -> bool {
@@ -73,7 +72,7 @@ impl ListOptions {
 }
 
 /// Whether both selectors choose the object; parses it only if a field other than its name is asked for.
-pub(super) fn selects(kind: &Kind, labels: &LabelSelector, fields: &FieldSelector, object: &Object) -> bool {
+pub(super) fn selects(served: &Served, labels: &LabelSelector, fields: &FieldSelector, object: &Object) -> bool {
     if !labels.is_empty() && !labels.matches(&object.labels) {
         return false;
     }
@@ -91,7 +90,7 @@ pub(super) fn selects(kind: &Kind, labels: &LabelSelector, fields: &FieldSelecto
             return false;
         }
     }
-    !other_fields || fields.matches(kind, &object.value())
+    !other_fields || fields.matches(&served.kind, &served.from_storage(object.value()))
 }
 
 impl Core {
@@ -159,7 +158,7 @@ impl Core {
             }
             pinned => (pinned.unwrap_or(current), Box::new(collection.range(namespace, after.as_ref()))),
         };
-        let mut chosen = objects.filter(|object| options.selects(&served.kind, object));
+        let mut chosen = objects.filter(|object| options.selects(served, object));
         let limit = if options.limit == 0 { usize::MAX } else { options.limit };
         let items: Vec<Arc<Object>> = chosen.by_ref().take(limit).cloned().collect();
         let rest = chosen.next().map(|_| if options.is_unselective() { 1 + chosen.count() } else { 0 });

@@ -45,7 +45,7 @@ pub struct Observed {
 impl Filter {
     fn matches(&self, object: &Object) -> bool {
         self.namespace.as_deref().is_none_or(|ns| ns == &*object.key.namespace)
-            && selects(&self.served.kind, &self.labels, &self.fields, object)
+            && selects(&self.served, &self.labels, &self.fields, object)
     }
 
     /// How the change looks through the filter; `None` if it does not concern it.

@@ -15,11 +15,9 @@ pub enum Form {
     Discovery,
 }
 
-/// What the endpoint offers beside plain JSON.
+/// What the endpoint answers with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offer {
-    /// Nothing.
-    Plain,
     /// A single object.
     Object,
     /// A list or watch.
@@ -92,7 +90,7 @@ mod tests {
     fn first_acceptable_element_wins() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(choose(Some(table), Offer::List), Ok(Form::Table));
-        assert_eq!(choose(Some(table), Offer::Plain), Ok(Form::Json));
+        assert_eq!(choose(Some(table), Offer::Discovery), Ok(Form::Json));
         assert_eq!(
             choose(
                 Some("application/json;v=v2;g=apidiscovery.k8s.io;as=APIGroupDiscoveryList,application/json"),
