@@ -156,6 +156,7 @@ impl Kind {
         self.schema.default(object);
         object::compact_metadata(object);
         if let Source::Builtin(kind) = &self.source {
+            self.schema.canonical_quantities(object);
             (kind.strategy.default)(object);
         }
     }

@@ -201,12 +201,12 @@ fn merge(
     let set = owned(kind, patch, writer.endpoint);
     let mut new = typed.merge(&without_fields(live), &without_fields(patch));
     if let Some(previous) = managed.get(&identity) {
-        // Deepest first, so that items go after what they hold.
-        for path in previous.set.paths().iter().rev() {
-            let owned = set.touches(path)
-                || managed.entries.iter().any(|entry| entry.identity != identity && entry.set.touches(path));
+        // Items before what they hold: an item that has lost its keys is not found any more.
+        for path in previous.set.paths() {
+            let owned = set.touches(&path)
+                || managed.entries.iter().any(|entry| entry.identity != identity && entry.set.touches(&path));
             if !owned {
-                typed.remove(&mut new, path);
+                typed.remove(&mut new, &path);
             }
         }
     }

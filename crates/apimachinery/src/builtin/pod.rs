@@ -96,7 +96,7 @@ fn default_container(container: &mut Value, host_network: bool) {
     default_requests(container);
 }
 
-/// Requests follow limits where they are missing; quantities take their canonical form.
+/// Requests follow limits where they are missing.
 fn default_requests(container: &mut Value) {
     let limits = container["resources"]["limits"].as_object().cloned().unwrap_or_default();
     if !limits.is_empty() {
@@ -106,15 +106,6 @@ fn default_requests(container: &mut Value) {
         }
         for (name, limit) in limits {
             set_default(requests, "", &name, limit);
-        }
-    }
-    for list in ["limits", "requests"] {
-        if let Some(map) = container["resources"].get_mut(list).and_then(Value::as_object_mut) {
-            for value in map.values_mut() {
-                if let Ok(quantity) = Quantity::from_value(value) {
-                    *value = json!(quantity.to_string());
-                }
-            }
         }
     }
 }
@@ -187,5 +178,45 @@ fn qos(pod: &Value) -> &'static str {
         (false, _) => "BestEffort",
         (true, true) => "Guaranteed",
         (true, false) => "Burstable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_bodies_are_read_as_go_reads_them() {
+        let kind = |name: &str| crate::kind::builtins().into_iter().find(|k| k.kind == name).expect("served");
+        let claim = kind("PersistentVolumeClaim");
+        let mut body = json!({"metadata": {"name": "c", "labels": {}, "creationTimestamp": null}, "spec": {"resources": {"requests": {"storage": "10240Mi"}}, "volumeName": null}});
+        assert_eq!(claim.check_types(&body), Ok(()));
+        claim.default(&mut body);
+        assert_eq!(
+            body,
+            json!({"metadata": {"name": "c"}, "spec": {"resources": {"requests": {"storage": "10Gi"}}, "volumeMode": "Filesystem"}})
+        );
+        let pod = kind("Pod");
+        for (body, text) in [
+            (
+                json!({"spec": {"hostNetwork": "yes"}}),
+                "json: cannot unmarshal string into Go struct field spec.hostNetwork of type bool",
+            ),
+            (
+                json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "abc"}}}]}}),
+                "quantities must match the regular expression",
+            ),
+            (json!({"metadata": {"creationTimestamp": "now"}}), "parsing time \"now\" as"),
+        ] {
+            let refused = pod.check_types(&body).expect_err("refused");
+            assert!(
+                refused.code == 400
+                    && refused
+                        .message
+                        .starts_with(&format!("Pod in version \"v1\" cannot be handled as a Pod: {text}")),
+                "{}",
+                refused.message
+            );
+        }
     }
 }

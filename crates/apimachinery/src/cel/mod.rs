@@ -280,3 +280,6 @@ fn at_or_nil(path: &str) -> &str {
 fn is_open(node: &Node) -> bool {
     node.preserve || node.ty == Type::Any || node.ty == Type::IntOrString || node.embedded
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{ListType, NodeId, Schema, Type, correlated, element_keys, logic};
 use crate::field::{ErrorType, FieldError, child, index};
+use crate::quantity::Quantity;
 
 /// Errors after which CEL rules are not run.
 pub(super) fn blocks_rules(error: &FieldError) -> bool {
@@ -119,6 +120,18 @@ fn fault(schema: &Schema, id: NodeId, value: &Value, path: &str) -> Option<Strin
         return Some(format!(
             "json: cannot unmarshal {actual} into Go struct field {path} of type {expected}"
         ));
+    }
+    if node.quantity
+        && let Err(error) = Quantity::from_value(value)
+    {
+        return Some(error.to_string());
+    }
+    if node.format == "date-time"
+        && let Some(text) = value.as_str()
+        && !super::format::string_fits("date-time", text)
+    {
+        let layout = "2006-01-02T15:04:05Z07:00";
+        return Some(format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\""));
     }
     match value {
         Value::Object(map) => map

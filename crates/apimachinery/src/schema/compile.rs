@@ -103,6 +103,7 @@ impl Compiler<'_> {
         let schema = self.definitions.and_then(|d| d.schemas.get(name)).cloned().unwrap_or_else(|| json!({}));
         let compiled = self.node(&schema, name, Level::Root, false);
         self.nodes[id] = self.nodes[compiled].clone();
+        self.nodes[id].quantity = name.ends_with("api.resource.Quantity");
         id
     }
 

@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::{NodeId, Schema};
+use crate::quantity::Quantity;
 
 impl Schema {
     /// Fills defaults and drops nulls that the schema does not allow.
@@ -41,6 +42,38 @@ impl Schema {
                     for value in list {
                         self.default_element(items, value);
                     }
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    /// Rewrites quantities of a built-in kind in their canonical form (`1024Mi` is `1Gi`, `1` is
+    /// `"1"`); what is no quantity stays for the type check.
+    pub(crate) fn canonical_quantities(&self, object: &mut Value) {
+        self.canonical(self.root, object);
+    }
+
+    fn canonical(&self, id: NodeId, value: &mut Value) {
+        let node = self.node(id);
+        match value {
+            Value::Object(map) => {
+                for (name, value) in map {
+                    if let Some(child) = self.child(id, name) {
+                        self.canonical(child, value);
+                    }
+                }
+            }
+            Value::Array(list) => {
+                for value in list {
+                    if let Some(items) = node.items {
+                        self.canonical(items, value);
+                    }
+                }
+            }
+            Value::String(_) | Value::Number(_) if node.quantity => {
+                if let Ok(quantity) = Quantity::from_value(value) {
+                    *value = Value::String(quantity.to_string());
                 }
             }
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}

@@ -84,6 +84,8 @@ pub(crate) struct Node {
     pub atomic_map: bool,
     pub strategic: Strategic,
     pub format: String,
+    /// A built-in resource quantity, kept in canonical form.
+    pub quantity: bool,
     pub logic: Logic,
     pub rules: Vec<Rule>,
 }
@@ -103,6 +105,7 @@ impl Node {
             atomic_map: false,
             strategic: Strategic::Plain,
             format: String::new(),
+            quantity: false,
             logic: Logic::default(),
             rules: Vec::new(),
         }
