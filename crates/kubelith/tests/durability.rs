@@ -37,7 +37,11 @@ type Answered = Arc<Mutex<BTreeMap<String, (u64, u64, String)>>>;
 fn facts(map: &Value) -> (u64, u64, String) {
     let number = |v: &Value| v.as_str().and_then(|t| t.parse().ok()).unwrap_or(0);
     let meta = &map["metadata"];
-    (number(&meta["resourceVersion"]), number(&map["data"]["n"]), meta["uid"].as_str().unwrap_or("").to_owned())
+    (
+        number(&meta["resourceVersion"]),
+        number(&map["data"]["n"]),
+        meta["uid"].as_str().unwrap_or("").to_owned(),
+    )
 }
 
 async fn write_until_it_fails(http: Http, writer: u64, round: u64, answered: Answered) {
@@ -46,7 +50,11 @@ async fn write_until_it_fails(http: Http, writer: u64, round: u64, answered: Ans
         let value = round * 1_000_000 + n;
         let patch = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"n": value.to_string()}});
         let path = format!("{MAPS}/{name}?fieldManager=w&force=true");
-        let Ok(Ok(map)) = http.patch(&path, "apply", &patch).await.map(|r| if r.code == 201 { r.expect(201) } else { r.expect(200) }) else {
+        let Ok(Ok(map)) = http
+            .patch(&path, "apply", &patch)
+            .await
+            .map(|r| if r.code == 201 { r.expect(201) } else { r.expect(200) })
+        else {
             return;
         };
         answered.lock().await.insert(name, facts(&map));
@@ -75,17 +83,27 @@ async fn nothing_answered_is_lost_by_kill_9() -> Result<()> {
         for (name, (version, value, uid)) in answered.lock().await.iter() {
             let (v, n, u) = found.get(name).with_context(|| format!("round {round}: {name} is lost"))?;
             // A write whose answer was cut off may have happened as well.
-            ensure!(u == uid && v >= version && n >= value, "round {round}: {name} is {v} {n}, was answered as {version} {value}");
+            ensure!(
+                u == uid && v >= version && n >= value,
+                "round {round}: {name} is {v} {n}, was answered as {version} {value}"
+            );
         }
         highest = found.values().map(|f| f.0).chain([rv]).max().unwrap_or(0);
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..4 {
-            writers.spawn(write_until_it_fails(Http::with(&kubeconfig).await?, writer, round, answered.clone()));
+            writers.spawn(write_until_it_fails(
+                Http::with(&kubeconfig).await?,
+                writer,
+                round,
+                answered.clone(),
+            ));
         }
         let wanted = 40 * usize::try_from(round)?;
         let enough = async {
             // The kill comes at a different depth of the load in each round.
-            while answered.lock().await.values().map(|f| usize::try_from(f.0).unwrap_or(0)).max().unwrap_or(0) < wanted {
+            while answered.lock().await.values().map(|f| usize::try_from(f.0).unwrap_or(0)).max().unwrap_or(0)
+                < wanted
+            {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

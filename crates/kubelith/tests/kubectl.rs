@@ -23,7 +23,8 @@ spec:
 ";
 
 async fn status(server: &Server, patch: Value) -> Result<()> {
-    let path = "/apis/virtualization.deckhouse.io/v1alpha2/namespaces/default/virtualmachines/linux-vm/status";
+    let path =
+        "/apis/virtualization.deckhouse.io/v1alpha2/namespaces/default/virtualmachines/linux-vm/status";
     Http::new(server).await?.patch(path, "merge", &json!({"status": patch})).await?.expect(200).map(drop)
 }
 
@@ -45,15 +46,33 @@ async fn discovery() -> Result<()> {
     let mut sorted: Vec<&str> = vm[5].split(',').collect();
     sorted.sort_unstable();
     ensure!(sorted.join(",") == verbs, "{vm:?}");
-    for (plural, short) in [("nodes", "no"), ("pods", "po"), ("namespaces", "ns"), ("events", "ev"), ("persistentvolumeclaims", "pvc"), ("widgets", "wg")] {
+    for (plural, short) in [
+        ("nodes", "no"),
+        ("pods", "po"),
+        ("namespaces", "ns"),
+        ("events", "ev"),
+        ("persistentvolumeclaims", "pvc"),
+        ("widgets", "wg"),
+    ] {
         ensure!(find(plural).context(plural.to_owned())?[1] == short, "{plural}");
     }
     let versions = kubectl(&server, &["api-versions"]).await?;
-    ensure!(versions.contains("policy/v1\n") && versions.contains("rbac.authorization.k8s.io/v1\n"), "{versions}");
+    ensure!(
+        versions.contains("policy/v1\n") && versions.contains("rbac.authorization.k8s.io/v1\n"),
+        "{versions}"
+    );
     let core = kubectl(&server, &["get", "--raw", "/api/v1"]).await?;
     let core: Value = serde_json::from_str(&core)?;
-    let eviction = core["resources"].as_array().context("resources")?.iter().find(|r| r["name"] == "pods/eviction").context("eviction")?;
-    ensure!(eviction["group"] == "policy" && eviction["version"] == "v1" && eviction["kind"] == "Eviction", "{eviction}");
+    let eviction = core["resources"]
+        .as_array()
+        .context("resources")?
+        .iter()
+        .find(|r| r["name"] == "pods/eviction")
+        .context("eviction")?;
+    ensure!(
+        eviction["group"] == "policy" && eviction["version"] == "v1" && eviction["kind"] == "Eviction",
+        "{eviction}"
+    );
     kubectl(&server, &["cluster-info"]).await?;
     kubectl(&server, &["delete", "crd", "widgets.example.io"]).await?;
     kubectl_fails(&server, &["get", "--raw", "/apis/example.io/v1"], "").await?;
@@ -71,26 +90,57 @@ async fn a_machine_is_applied_shown_changed_and_deleted() -> Result<()> {
     ensure!(kubectl_with(&server, &["diff", "-f", "-"], VM).await?.is_empty());
     ensure!(kubectl_with(&server, &["apply", "-f", "-"], &changed).await?.ends_with("configured\n"));
     ensure!(kubectl(&server, &["get", "vm", "linux-vm", "-o", "jsonpath={.spec.cpu.cores}"]).await? == "2");
-    status(&server, json!({"phase": "Running", "nodeName": "virtlab-pt-1", "ipAddress": "10.66.10.12"})).await?;
+    status(&server, json!({"phase": "Running", "nodeName": "virtlab-pt-1", "ipAddress": "10.66.10.12"}))
+        .await?;
     let shown = kubectl(&server, &["get", "vm"]).await?;
     let lines: Vec<&str> = shown.lines().collect();
     ensure!(words(lines[0]) == ["NAME", "PHASE", "NODE", "IPADDRESS", "AGE"], "{shown}");
     ensure!(words(lines[1])[..4] == ["linux-vm", "Running", "virtlab-pt-1", "10.66.10.12"], "{shown}");
     let wide = kubectl(&server, &["get", "vm", "-o", "wide"]).await?;
     let header = words(wide.lines().next().context("header")?).join(" ");
-    ensure!(header == "NAME PHASE CORES COREFRACTION MEMORY NEED RESTART AGENT MIGRATABLE NODE IPADDRESS AGE", "{header}");
-    kubectl(&server, &["patch", "vm", "linux-vm", "--type", "merge", "-p", r#"{"spec":{"cpu":{"cores":3}}}"#]).await?;
+    ensure!(
+        header == "NAME PHASE CORES COREFRACTION MEMORY NEED RESTART AGENT MIGRATABLE NODE IPADDRESS AGE",
+        "{header}"
+    );
+    kubectl(
+        &server,
+        &["patch", "vm", "linux-vm", "--type", "merge", "-p", r#"{"spec":{"cpu":{"cores":3}}}"#],
+    )
+    .await?;
     let refused = kubectl_fails(&server, &["patch", "vm", "linux-vm", "-p", "{}"], "").await?;
-    ensure!(refused.contains("application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"), "{refused}");
+    ensure!(
+        refused.contains(
+            "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+        ),
+        "{refused}"
+    );
     kubectl(&server, &["label", "vm", "linux-vm", "tier=db"]).await?;
     kubectl(&server, &["annotate", "vm", "linux-vm", "note=x"]).await?;
-    ensure!(kubectl(&server, &["get", "vm", "-A", "-l", "tier=db", "-o", "name"]).await?.lines().count() == 1);
+    ensure!(
+        kubectl(&server, &["get", "vm", "-A", "-l", "tier=db", "-o", "name"]).await?.lines().count() == 1
+    );
     ensure!(kubectl(&server, &["get", "vm", "-l", "tier!=db", "-o", "name"]).await?.is_empty());
-    kubectl(&server, &["patch", "vm", "linux-vm", "--subresource=status", "--type=merge", "-p", r#"{"status":{"phase":"Stopped"}}"#]).await?;
+    kubectl(
+        &server,
+        &[
+            "patch",
+            "vm",
+            "linux-vm",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            r#"{"status":{"phase":"Stopped"}}"#,
+        ],
+    )
+    .await?;
     let described = kubectl(&server, &["describe", "vm", "linux-vm"]).await?;
     ensure!(described.contains("Stopped") && described.contains("Events:"), "{described}");
     let file = kubectl(&server, &["get", "vm", "linux-vm", "-o", "yaml"]).await?;
-    ensure!(kubectl_with(&server, &["replace", "-f", "-"], &file.replace("cores: 3", "cores: 4")).await?.ends_with("replaced\n"));
+    ensure!(
+        kubectl_with(&server, &["replace", "-f", "-"], &file.replace("cores: 3", "cores: 4"))
+            .await?
+            .ends_with("replaced\n")
+    );
     ensure!(kubectl(&server, &["delete", "vm", "linux-vm"]).await?.contains("deleted"));
     ensure!(kubectl(&server, &["get", "vm", "-o", "name"]).await?.is_empty());
     Ok(())
@@ -106,7 +156,8 @@ async fn create_edit_and_validation() -> Result<()> {
     let typo = VM.replace("cores: 1", "cores: 1\n    corez: 2");
     let refused = kubectl_fails(&server, &["apply", "-f", "-"], &typo).await?;
     ensure!(refused.contains("strict decoding error: unknown field \"spec.cpu.corez\""), "{refused}");
-    let run = kubectl_in(&server, server.kubeconfig(), &["apply", "--validate=warn", "-f", "-"], &typo).await?;
+    let run =
+        kubectl_in(&server, server.kubeconfig(), &["apply", "--validate=warn", "-f", "-"], &typo).await?;
     ensure!(run.code == 0 && run.err.contains("Warning: unknown field \"spec.cpu.corez\""), "{run:?}");
     let script = "#!/bin/sh\nsed -i 's/cores: 1/cores: 2/' \"$1\"\n";
     let editor = server.kubeconfig().with_file_name("editor");
@@ -114,7 +165,10 @@ async fn create_edit_and_validation() -> Result<()> {
     let command = format!("sh {}", editor.display());
     let cache = server.kubeconfig().with_file_name("cache");
     let edit = tokio::process::Command::new("kubectl")
-        .arg("--kubeconfig").arg(server.kubeconfig()).arg("--cache-dir").arg(cache)
+        .arg("--kubeconfig")
+        .arg(server.kubeconfig())
+        .arg("--cache-dir")
+        .arg(cache)
         .args(["edit", "vm", "linux-vm"])
         .env("KUBE_EDITOR", command)
         .kill_on_drop(true)
@@ -130,7 +184,10 @@ async fn create_edit_and_validation() -> Result<()> {
 async fn explain() -> Result<()> {
     let server = server().await?;
     let vm = kubectl(&server, &["explain", "vm.spec.cpu"]).await?;
-    ensure!(vm.contains("GROUP:      virtualization.deckhouse.io") && vm.contains("cores\t<integer>"), "{vm}");
+    ensure!(
+        vm.contains("GROUP:      virtualization.deckhouse.io") && vm.contains("cores\t<integer>"),
+        "{vm}"
+    );
     let pod = kubectl(&server, &["explain", "pod.spec.nodeName", "--recursive"]).await?;
     ensure!(pod.contains("FIELD: nodeName <string>"), "{pod}");
     let widget = kubectl(&server, &["explain", "widget.spec.mode"]).await?;
@@ -147,10 +204,22 @@ async fn typed_commands_send_protobuf() -> Result<()> {
         &["create", "secret", "generic", "s", "--from-literal=user=me"],
         &["create", "cm", "c", "--from-literal=a=1"],
         &["create", "sa", "robot"],
-        &["create", "role", "reader", "--verb=get,list", "--resource=pods,virtualmachines.virtualization.deckhouse.io"],
+        &[
+            "create",
+            "role",
+            "reader",
+            "--verb=get,list",
+            "--resource=pods,virtualmachines.virtualization.deckhouse.io",
+        ],
         &["create", "clusterrole", "creader", "--verb=get", "--resource=nodes"],
         &["create", "rolebinding", "readers", "--role=reader", "--user=alice"],
-        &["create", "clusterrolebinding", "creaders", "--clusterrole=creader", "--serviceaccount=default:robot"],
+        &[
+            "create",
+            "clusterrolebinding",
+            "creaders",
+            "--clusterrole=creader",
+            "--serviceaccount=default:robot",
+        ],
         &["create", "pdb", "p", "--selector=app=x", "--min-available=1"],
         &["create", "priorityclass", "high", "--value=1000"],
     ] {
@@ -159,10 +228,17 @@ async fn typed_commands_send_protobuf() -> Result<()> {
     let data = kubectl(&server, &["get", "secret", "s", "-o", "jsonpath={.data.user} {.type}"]).await?;
     ensure!(data == "bWU= Opaque", "{data}");
     let pdb = kubectl(&server, &["get", "pdb", "p", "-o", "jsonpath={.spec}"]).await?;
-    ensure!(serde_json::from_str::<Value>(&pdb)? == json!({"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}}), "{pdb}");
+    ensure!(
+        serde_json::from_str::<Value>(&pdb)?
+            == json!({"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}}),
+        "{pdb}"
+    );
     ensure!(kubectl(&server, &["auth", "can-i", "delete", "pods"]).await? == "yes\n");
     let who = kubectl(&server, &["auth", "whoami", "-o", "json"]).await?;
-    ensure!(serde_json::from_str::<Value>(&who)?["status"]["userInfo"]["username"] == "kubernetes-admin", "{who}");
+    ensure!(
+        serde_json::from_str::<Value>(&who)?["status"]["userInfo"]["username"] == "kubernetes-admin",
+        "{who}"
+    );
     let token = kubectl(&server, &["create", "token", "robot", "--duration=20m"]).await?;
     ensure!(token.trim().split('.').count() == 3, "{token}");
     Ok(())
@@ -186,10 +262,16 @@ async fn identities_and_permissions() -> Result<()> {
     let list = run(&["auth", "can-i", "--list"]).await?;
     ensure!(list.out.contains("pods") && list.out.contains("[get list]"), "{list:?}");
     ensure!(kubectl(&server, &["auth", "can-i", "list", "pods", "--as", "alice"]).await? == "yes\n");
-    ensure!(run(&["get", "pods", "--as", "bob"]).await?.err.contains("cannot impersonate resource \"users\""));
+    ensure!(
+        run(&["get", "pods", "--as", "bob"]).await?.err.contains("cannot impersonate resource \"users\"")
+    );
 
     kubectl(&server, &["create", "sa", "robot"]).await?;
-    kubectl(&server, &["create", "clusterrolebinding", "robots", "--clusterrole=view", "--serviceaccount=default:robot"]).await?;
+    kubectl(
+        &server,
+        &["create", "clusterrolebinding", "robots", "--clusterrole=view", "--serviceaccount=default:robot"],
+    )
+    .await?;
     let token = kubectl(&server, &["create", "token", "robot"]).await?.trim().to_owned();
     let ca = server.kubeconfig().with_file_name("ca.crt");
     std::fs::write(&ca, server.pki().ca_pem())?;
@@ -197,10 +279,16 @@ async fn identities_and_permissions() -> Result<()> {
     std::fs::write(&empty, "{}")?;
     let (url, ca) = (server.url(), ca.display().to_string());
     let robot = ["--server", &url, "--certificate-authority", &ca, "--token", &token];
-    let run = async |base: &[&str], arguments: &[&str]| kubectl_in(&server, &empty, &[base, arguments].concat(), "").await;
+    let run = async |base: &[&str], arguments: &[&str]| {
+        kubectl_in(&server, &empty, &[base, arguments].concat(), "").await
+    };
     ensure!(run(&robot, &["get", "pods"]).await?.code == 0);
     let who = run(&robot, &["auth", "whoami"]).await?;
-    ensure!(who.out.contains("system:serviceaccount:default:robot") && who.out.contains("system:serviceaccounts:default"), "{who:?}");
+    ensure!(
+        who.out.contains("system:serviceaccount:default:robot")
+            && who.out.contains("system:serviceaccounts:default"),
+        "{who:?}"
+    );
     let foreign = ["--server", &url, "--certificate-authority", &ca, "--token", "a.b.c"];
     ensure!(run(&foreign, &["get", "--raw", "/api/v1/pods"]).await?.err.contains("Unauthorized"));
     // kubectl asks for a password when it has no credential, so this is asked plainly.
@@ -232,7 +320,10 @@ async fn get_watch_prints_every_change() -> Result<()> {
     status(&server, json!({"phase": "Pending"})).await?;
     let cache = server.kubeconfig().with_file_name("cache");
     let mut child = tokio::process::Command::new("kubectl")
-        .arg("--kubeconfig").arg(server.kubeconfig()).arg("--cache-dir").arg(cache)
+        .arg("--kubeconfig")
+        .arg(server.kubeconfig())
+        .arg("--cache-dir")
+        .arg(cache)
         .args(["get", "vm", "linux-vm", "-w", "--no-headers"])
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true)
@@ -256,13 +347,17 @@ async fn get_watch_prints_every_change() -> Result<()> {
 async fn wait_for_conditions_values_and_deletion() -> Result<()> {
     let server = server().await?;
     kubectl_with(&server, &["create", "-f", "-"], VM).await?;
-    let timeout = kubectl_in(&server, server.kubeconfig(), &["wait", "vm/linux-vm", "--for=jsonpath={.status.phase}=Running", "--timeout=1s"], "").await?;
+    let timeout = kubectl_in(
+        &server,
+        server.kubeconfig(),
+        &["wait", "vm/linux-vm", "--for=jsonpath={.status.phase}=Running", "--timeout=1s"],
+        "",
+    )
+    .await?;
     ensure!(timeout.code == 1 && timeout.err.contains("timed out waiting"), "{timeout:?}");
     let (waited, changed) = tokio::join!(
         kubectl(&server, &["wait", "vm/linux-vm", "--for=jsonpath={.status.phase}=Running", "--timeout=30s"]),
-        async {
-            tokio::time::timeout(LIMIT, status(&server, json!({"phase": "Running"}))).await?
-        }
+        async { tokio::time::timeout(LIMIT, status(&server, json!({"phase": "Running"}))).await? }
     );
     changed?;
     ensure!(waited?.contains("condition met"));
@@ -287,7 +382,8 @@ async fn client_side_apply_migrates_to_server_side() -> Result<()> {
     kubectl_with(&server, &["apply", "--server-side", "-f", "-"], &config).await?;
     let entries = kubectl(&server, &["get", "widget", "a", "--show-managed-fields", "-o", "json"]).await?;
     let entries = serde_json::from_str::<Value>(&entries)?["metadata"]["managedFields"].clone();
-    let apply: Vec<&Value> = entries.as_array().context("entries")?.iter().filter(|e| e["operation"] == "Apply").collect();
+    let apply: Vec<&Value> =
+        entries.as_array().context("entries")?.iter().filter(|e| e["operation"] == "Apply").collect();
     ensure!(apply.iter().filter(|e| e["manager"] == "kubectl").count() == 1, "{entries}");
     ensure!(!entries.to_string().contains("kubectl-client-side-apply"), "{entries}");
     kubectl_with(&server, &["apply", "--server-side", "--dry-run=server", "-f", "-"], &config).await?;
@@ -299,7 +395,8 @@ async fn client_side_apply_migrates_to_server_side() -> Result<()> {
 async fn columns_of_built_in_kinds() -> Result<()> {
     let server = server().await?;
     let http = Http::new(&server).await?;
-    let ready = json!({"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"kubeletVersion": "v1"}});
+    let ready =
+        json!({"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"kubeletVersion": "v1"}});
     http.post("/api/v1/nodes", &json!({"metadata": {"name": "n1", "labels": {"node-role.kubernetes.io/worker": ""}}, "status": ready})).await?.expect(201)?;
     kubectl(&server, &["cordon", "n1"]).await?;
     let node = kubectl(&server, &["get", "nodes"]).await?;
@@ -307,7 +404,9 @@ async fn columns_of_built_in_kinds() -> Result<()> {
     ensure!(kubectl(&server, &["describe", "node", "n1"]).await?.contains("Unschedulable:      true"));
     kubectl(&server, &["uncordon", "n1"]).await?;
     kubectl(&server, &["taint", "node", "n1", "k=v:NoSchedule"]).await?;
-    ensure!(kubectl(&server, &["get", "node", "n1", "-o", "jsonpath={.spec.taints[*].key}"]).await?.contains('k'));
+    ensure!(
+        kubectl(&server, &["get", "node", "n1", "-o", "jsonpath={.spec.taints[*].key}"]).await?.contains('k')
+    );
     kubectl(&server, &["create", "sa", "default"]).await?;
     let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "holdfast/x:1"}]}});
     http.post("/api/v1/namespaces/default/pods", &pod).await?.expect(201)?;
@@ -317,6 +416,10 @@ async fn columns_of_built_in_kinds() -> Result<()> {
     ensure!(kubectl(&server, &["get", "pods"]).await?.contains("Terminating"));
     let ns = kubectl(&server, &["get", "ns", "default"]).await?;
     ensure!(words(ns.lines().nth(1).context("row")?)[..2] == ["default", "Active"], "{ns}");
-    kubectl(&server, &["get", "sa,cm,secret,pv,pvc,sc,pdb,lease,role,clusterrole,crd,priorityclass,events", "-A"]).await?;
+    kubectl(
+        &server,
+        &["get", "sa,cm,secret,pv,pvc,sc,pdb,lease,role,clusterrole,crd,priorityclass,events", "-A"],
+    )
+    .await?;
     Ok(())
 }

@@ -72,7 +72,12 @@ impl ListOptions {
 }
 
 /// Whether both selectors choose the object; parses it only if a field other than its name is asked for.
-pub(super) fn selects(served: &Served, labels: &LabelSelector, fields: &FieldSelector, object: &Object) -> bool {
+pub(super) fn selects(
+    served: &Served,
+    labels: &LabelSelector,
+    fields: &FieldSelector,
+    object: &Object,
+) -> bool {
     if !labels.is_empty() && !labels.matches(&object.labels) {
         return false;
     }
