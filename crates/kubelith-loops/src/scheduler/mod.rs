@@ -35,9 +35,12 @@ use place::{Verdict, place};
 use snapshot::Cluster;
 
 const COMPONENT: &str = "default-scheduler";
-/// Least time between two tries of a pod that found no node. The decision costs microseconds and
-/// writes nothing while its answer stays the same.
+/// Least time between two tries of a pod that found no node: 5 ms, doubling with each try to this. The
+/// decision costs microseconds and writes nothing while its answer stays the same.
 const RETRY: Duration = Duration::from_millis(250);
+/// A reason is told once it has stood for this long: a pod made together with its claim waits for the
+/// volume for some milliseconds only.
+const HESITATION: Duration = Duration::from_millis(150);
 /// Longest time a pod waits although nothing changed.
 const RETRY_LATEST: Duration = Duration::from_secs(300);
 /// An assumed binding that the cache never showed is forgotten after this.
@@ -54,10 +57,34 @@ struct Assumed {
 /// Pod uid, and whether its binding was written.
 type Outcome = (String, bool);
 
+/// A pod that found no node, and why.
 struct Tried {
     at: Instant,
+    tries: u32,
     world: u64,
     message: String,
+    /// When this message was first the answer.
+    since: Instant,
+    told: Option<Instant>,
+}
+
+impl Tried {
+    /// How long until the pod is worth another try; `world` is the present state.
+    fn pause(&self, world: u64) -> Duration {
+        let unchanged = match self.told {
+            None => HESITATION.saturating_sub(self.since.elapsed()),
+            Some(told) => RETRY_LATEST.saturating_sub(told.elapsed()),
+        };
+        if world == self.world {
+            return unchanged;
+        }
+        let least = (Duration::from_millis(5) * 2u32.pow(self.tries.min(8))).min(RETRY);
+        unchanged.min(least.saturating_sub(self.at.elapsed()))
+    }
+
+    fn is_to_be_told(&self) -> bool {
+        self.since.elapsed() >= HESITATION && self.told.is_none_or(|told| told.elapsed() >= RETRY_LATEST)
+    }
 }
 
 struct Scheduler {
@@ -205,10 +232,7 @@ impl Scheduler {
 
     /// How long a pod that found no node still has to wait; `None` = try now.
     fn pause(&self, pod: &Pod, world: u64) -> Option<Duration> {
-        let tried = self.tried.get(&uid(pod))?;
-        let since = tried.at.elapsed();
-        let due = if tried.world == world { RETRY_LATEST } else { RETRY };
-        due.checked_sub(since).filter(|left| !left.is_zero())
+        Some(self.tried.get(&uid(pod))?.pause(world)).filter(|left| !left.is_zero())
     }
 
     async fn try_place(
@@ -231,16 +255,32 @@ impl Scheduler {
                 Ok(RETRY)
             }
             Verdict::AwaitVolumes => Ok(RETRY_LATEST),
-            Verdict::Nowhere(message) => {
-                let before = self.tried.get(&uid(pod)).map(|t| (t.message.clone(), t.at.elapsed()));
-                let told = before.is_some_and(|(text, age)| text == message && age < RETRY_LATEST);
-                if !told {
-                    self.refuse(pod, &message).await?;
-                }
-                self.tried.insert(uid(pod), Tried { at: Instant::now(), world, message });
-                Ok(RETRY_LATEST)
-            }
+            Verdict::Nowhere(message) => self.note(pod, message, world).await,
         }
+    }
+
+    /// Remembers why a pod has no node and tells it when it is time; returns when to look again.
+    async fn note(&mut self, pod: &Pod, message: String, world: u64) -> anyhow::Result<Duration> {
+        let now = Instant::now();
+        let fresh = Tried { at: now, tries: 0, world, message: String::new(), since: now, told: None };
+        let tried = self.tried.entry(uid(pod)).or_insert(fresh);
+        if tried.message != message {
+            tried.since = now;
+            tried.told = None;
+            tried.message.clone_from(&message);
+        }
+        tried.at = now;
+        tried.tries = tried.tries.saturating_add(1);
+        tried.world = world;
+        let (is_due, pause) = (tried.is_to_be_told(), tried.pause(world));
+        if !is_due {
+            return Ok(pause);
+        }
+        self.refuse(pod, &message).await?;
+        if let Some(tried) = self.tried.get_mut(&uid(pod)) {
+            tried.told = Some(now);
+        }
+        Ok(RETRY_LATEST)
     }
 
     /// Assumes the binding and writes it in the background.

@@ -343,5 +343,47 @@ mod laws {
                 prop_assert!(info.pods.len() <= 10);
             }
         }
+
+        // Pods of a group that must be apart are never together; a spread never exceeds its skew; and
+        // a refusal names as many nodes as there are.
+        #[test]
+        fn rules_hold_after_every_placement(apps in prop::collection::vec(0usize..4, 1..24), tie in any::<u64>()) {
+            let mut cluster = Cluster::new(plain(), &[]);
+            for (n, kind) in apps.iter().enumerate() {
+                let small = json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "10m"}}}]}});
+                let mut extra = match kind {
+                    0 => affine("podAntiAffinity", "apart"),
+                    1 => json!({"spec": {"topologySpreadConstraints": [{
+                        "topologyKey": "kubernetes.io/hostname", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule",
+                        "labelSelector": {"matchLabels": {"app": "spread"}}}]}}),
+                    2 => affine("podAffinity", "together"),
+                    _ => json!({}),
+                };
+                merge(&mut extra, small);
+                merge(&mut extra, app(["apart", "spread", "together", "plain"][*kind]));
+                let asks = pod(&format!("p{n}"), extra);
+                match place(&asks, &cluster, tie.wrapping_add(n as u64)) {
+                    Verdict::Node { name, .. } => cluster.put(&name, asks),
+                    Verdict::AwaitVolumes => prop_assert!(false, "there are no volumes"),
+                    Verdict::Nowhere(text) => {
+                        let counted: usize = text
+                            .trim_start_matches("0/3 nodes are available: ")
+                            .split(", ")
+                            .filter_map(|part| part.split(' ').next()?.parse::<usize>().ok())
+                            .sum();
+                        prop_assert_eq!(counted, 3, "{}", text);
+                    }
+                }
+            }
+            let count = |info: &super::super::snapshot::NodeInfo, app: &str| {
+                let of = |p: &&Arc<Pod>| p.metadata.labels.as_ref().is_some_and(|l| l["app"] == app);
+                info.pods.iter().filter(of).count()
+            };
+            let per_node = |app: &str| cluster.nodes.iter().map(|info| count(info, app)).collect::<Vec<_>>();
+            prop_assert!(per_node("apart").iter().all(|n| *n <= 1));
+            let spread = per_node("spread");
+            prop_assert!(spread.iter().max().unwrap() - spread.iter().min().unwrap() <= 1);
+            prop_assert!(per_node("together").iter().filter(|n| **n > 0).count() <= 1);
+        }
     }
 }
