@@ -3,6 +3,8 @@
 //! | Controller | Writes the status of | Watches besides | Folder |
 //! |---|---|---|---|
 //! | `instance` | Instance | launcher pods, fence Leases | `engine/instance` |
+//! | `migration` | Migration; `Instance.status.migration` | Instance, target pods | `engine/migration` |
+//! | `slots` | Migration: slot and hand-off | all Migrations, target pods, Node | `engine/slots` |
 //! | `vmclass` | VirtualMachineClass | Node, VirtualMachine | `vmclass` |
 //! | `vd` | VirtualDisk | claims, importer pods, images, StorageClass, VirtualMachine | `vd`, `import` |
 //! | `vi`, `cvi` | VirtualImage, ClusterVirtualImage | as `vd`, and volumes | `image`, `import` |
@@ -83,7 +85,9 @@ pub async fn run(client: kube::Client, config: Config) -> anyhow::Result<()> {
 fn assemble(client: kube::Client, config: &Config) -> Runtime {
     let mut runtime = Runtime::new(client, Clock::Real, Entropy::real(), config.metrics.clone());
     let instance = engine::instance::InstanceController::new(runtime.caches(), config);
-    runtime.add(instance);
+    let migration = engine::migration::MigrationController::new(runtime.caches(), config);
+    let slots = engine::slots::SlotsController::new(runtime.caches());
+    runtime.add(instance).add(migration).add(slots);
     let vm = fronts::deckhouse::vm::VmController::new(runtime.caches());
     runtime.add(vm);
     let vmop = fronts::deckhouse::vmop::VmopController::new(runtime.caches());

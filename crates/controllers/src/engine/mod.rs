@@ -2,3 +2,5 @@
 //! of users' objects.
 
 pub mod instance;
+pub mod migration;
+pub mod slots;

@@ -22,5 +22,5 @@ pub mod launcher_pod;
 mod observe;
 mod plan;
 
-pub use observe::{InstanceController, Observed};
+pub use observe::{InstanceController, Observed, launcher_pods};
 pub use plan::{plan, reason};

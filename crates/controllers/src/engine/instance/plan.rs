@@ -315,9 +315,15 @@ impl Step {
             Some(claim) if pod.metadata.uid.as_deref() == Some(&claim.pod_uid) => false,
             // Not the claimed one: it may not start QEMU. A pod of a move belongs to the move until
             // it has ended by itself.
-            Some(_) => is_final(pod) || !is_for_a_move(pod),
+            // The source of a move ends by itself once the target runs.
+            Some(_) => is_final(pod) || !(is_for_a_move(pod) || self.is_source_of_a_move(pod)),
             None => is_final(pod) || pod.metadata.deletion_timestamp.is_some(),
         }
+    }
+
+    fn is_source_of_a_move(&self, pod: &Pod) -> bool {
+        let source = self.status.migration.as_ref().map(|migration| migration.source.pod_uid.as_str());
+        source.is_some() && pod.metadata.uid.as_deref() == source
     }
 
     fn listed(&self, o: &Observed) -> Vec<LauncherPod> {

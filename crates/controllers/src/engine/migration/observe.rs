@@ -1,0 +1,103 @@
+//! What the migration controller looks at.
+
+use std::sync::Arc;
+
+use holdfast_api::engine::{Instance, Migration};
+use holdfast_api::names::label;
+use holdfast_env::Timestamp;
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+use crate::Config;
+use crate::engine::instance::launcher_pods;
+
+/// Everything the plan for one move depends on.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The instant.
+    pub now: Timestamp,
+    /// The move.
+    pub migration: Arc<Migration>,
+    /// The Instance it moves, if it is still the one that was meant.
+    pub instance: Option<Arc<Instance>>,
+    /// All launcher pods of the Instance, sorted by name.
+    pub pods: Vec<Arc<Pod>>,
+    /// Tag of the launcher image.
+    pub version: String,
+}
+
+impl Observed {
+    /// Pods made for this move.
+    pub fn targets(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        let uid = self.migration.metadata.uid.as_deref();
+        self.pods.iter().filter(move |pod| uid.is_some() && migration_uid(pod) == uid)
+    }
+}
+
+/// Uid of the move a launcher pod was made for.
+#[must_use]
+pub fn migration_uid(pod: &Pod) -> Option<&str> {
+    pod.metadata.labels.as_ref()?.get(label::MIGRATION_UID).map(String::as_str)
+}
+
+/// The controller of moves.
+#[derive(Debug)]
+pub struct MigrationController {
+    migrations: Arc<Cache<Migration>>,
+    instances: Arc<Cache<Instance>>,
+    pods: Arc<Cache<Pod>>,
+    version: String,
+}
+
+impl MigrationController {
+    /// Opens the caches it needs.
+    #[must_use]
+    pub fn new(caches: &Caches, config: &Config) -> Self {
+        Self {
+            migrations: caches.cache(),
+            instances: caches.cache(),
+            pods: caches.cache(),
+            version: config.version.clone(),
+        }
+    }
+}
+
+impl Controller for MigrationController {
+    type Observed = Observed;
+
+    fn name(&self) -> &'static str {
+        "migration"
+    }
+
+    fn watches(&self, on: &mut Watches) {
+        on.own(&self.migrations);
+        let migrations = self.migrations.clone();
+        on.map(&self.pods, move |pod| {
+            let Some(uid) = migration_uid(pod) else { return Vec::new() };
+            let all = migrations.in_namespace(&pod.namespace().unwrap_or_default());
+            all.iter().filter(|m| m.metadata.uid.as_deref() == Some(uid)).map(|m| Key::of(&**m)).collect()
+        });
+        let migrations = self.migrations.clone();
+        on.map(&self.instances, move |instance| {
+            let all = migrations.in_namespace(&instance.namespace().unwrap_or_default());
+            let same = all.iter().filter(|m| Some(&m.spec.instance.uid) == instance.metadata.uid.as_ref());
+            same.map(|m| Key::of(&**m)).collect()
+        });
+    }
+
+    async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
+        let Some(migration) = self.migrations.get(key) else { return Ok(None) };
+        let wanted = &migration.spec.instance;
+        let instance = self
+            .instances
+            .named(&key.namespace, &wanted.name)
+            .filter(|instance| instance.metadata.uid.as_ref() == Some(&wanted.uid));
+        let pods = instance.as_ref().map(|instance| launcher_pods(&self.pods, instance)).unwrap_or_default();
+        Ok(Some(Observed { now: pass.now, migration, instance, pods, version: self.version.clone() }))
+    }
+
+    fn plan(observed: &Observed) -> Plan {
+        super::plan::plan(observed)
+    }
+}

@@ -1,0 +1,329 @@
+use holdfast_api::engine::{
+    Claim, InstanceRef, InstanceSpec, MigrationSource, MigrationSpec, MigrationTarget,
+};
+use k8s_openapi::api::core::v1::{PodCondition, PodSpec, PodStatus};
+use serde_json::json;
+
+use super::*;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+fn observed() -> Observed {
+    let spec = MigrationSpec {
+        instance: InstanceRef { name: "web".into(), uid: "uid-i".into(), epoch: 1 },
+        class: 2,
+        ..MigrationSpec::default()
+    };
+    let mut migration = Migration::new("vmop-op", spec);
+    migration.metadata.namespace = Some("shop".into());
+    migration.metadata.uid = Some("uid-m".into());
+    migration.metadata.resource_version = Some("1".into());
+    migration.metadata.finalizers = Some(vec![finalizer::MIGRATION_CLEANUP.into()]);
+    let mut instance =
+        Instance::new("web", InstanceSpec { epoch: 1, power: Power::On, ..InstanceSpec::default() });
+    instance.metadata.namespace = Some("shop".into());
+    instance.metadata.uid = Some("uid-i".into());
+    instance.metadata.resource_version = Some("1".into());
+    let claim = Claim { node: "n1".into(), pod_uid: "p1".into(), epoch: 1, ..Claim::default() };
+    instance.status = Some(InstanceStatus {
+        state: Some(InstanceState::Running),
+        observed_epoch: 1,
+        claim: Some(claim),
+        ..InstanceStatus::default()
+    });
+    Observed {
+        now: at(0),
+        migration: Arc::new(migration),
+        instance: Some(Arc::new(instance)),
+        pods: vec![pod("source", "p1", Some("n1"), None)],
+        version: "1.0".into(),
+    }
+}
+
+fn pod(name: &str, uid: &str, node: Option<&str>, of: Option<&str>) -> Arc<Pod> {
+    let mut pod = Pod::default();
+    pod.metadata.name = Some(name.into());
+    pod.metadata.uid = Some(uid.into());
+    pod.metadata.labels = of.map(|of| [(label::MIGRATION_UID.to_owned(), of.to_owned())].into());
+    pod.spec = Some(PodSpec { node_name: node.map(str::to_owned), ..PodSpec::default() });
+    pod.status = Some(PodStatus { phase: Some("Running".into()), ..PodStatus::default() });
+    Arc::new(pod)
+}
+
+fn merge(into: &mut serde_json::Value, patch: &serde_json::Value) {
+    match (into.as_object_mut(), patch.as_object()) {
+        (Some(map), Some(patch)) => {
+            for (key, value) in patch {
+                if value.is_null() {
+                    map.remove(key);
+                } else {
+                    merge(map.entry(key.clone()).or_insert(json!({})), value);
+                }
+            }
+        }
+        _ => *into = patch.clone(),
+    }
+}
+
+fn settle(o: &mut Observed) -> Plan {
+    let plan = plan(o);
+    let mut migration = serde_json::to_value(&*o.migration).unwrap();
+    if let Some(status) = &plan.status {
+        merge(&mut migration, &status.body);
+    }
+    for effect in &plan.effects {
+        match effect {
+            Effect::Create(create) => {
+                let mut pod: Pod = serde_json::from_value(create.object.value.clone()).unwrap();
+                pod.metadata.uid = Some("p2".into());
+                pod.status = Some(PodStatus { phase: Some("Pending".into()), ..PodStatus::default() });
+                o.pods.push(Arc::new(pod));
+            }
+            Effect::Patch(patch) if patch.target.api.kind == "Migration" => {
+                merge(&mut migration, &patch.body)
+            }
+            Effect::Patch(patch) => {
+                let mut json = serde_json::to_value(&**o.instance.as_ref().unwrap()).unwrap();
+                merge(&mut json, &patch.body);
+                o.instance = Some(Arc::new(serde_json::from_value(json).unwrap()));
+            }
+            Effect::Delete { target, .. } => {
+                o.pods.retain(|pod| pod.metadata.name.as_deref() != Some(&target.name));
+            }
+            Effect::Event(_) => {}
+        }
+    }
+    o.migration = Arc::new(serde_json::from_value(migration).unwrap());
+    plan
+}
+
+fn edit(o: &mut Observed, change: impl FnOnce(&mut MigrationStatus)) {
+    let mut migration = (*o.migration).clone();
+    change(migration.status.get_or_insert_default());
+    o.migration = Arc::new(migration);
+}
+
+fn edit_instance(o: &mut Observed, change: impl FnOnce(&mut Instance)) {
+    let mut instance = (**o.instance.as_ref().unwrap()).clone();
+    change(&mut instance);
+    o.instance = Some(Arc::new(instance));
+}
+
+fn state(o: &Observed) -> MigrationState {
+    o.migration.status.as_ref().unwrap().state.unwrap()
+}
+
+fn delete(o: &mut Observed) {
+    let mut migration = (*o.migration).clone();
+    migration.metadata.deletion_timestamp = Some(Time(at(1)));
+    o.migration = Arc::new(migration);
+}
+
+fn granted() -> Observed {
+    let mut o = observed();
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Queued);
+    edit(&mut o, |status| {
+        status.state = Some(MigrationState::Placing);
+        status.slot_at = Some(Time(at(0)));
+        status.source = Some(MigrationSource { node: "n1".into(), ..MigrationSource::default() });
+    });
+    settle(&mut o);
+    o
+}
+
+fn handed_over() -> Observed {
+    let mut o = granted();
+    o.pods[1] = pod("target", "p2", Some("n2"), Some("uid-m"));
+    edit(&mut o, |status| {
+        status.state = Some(MigrationState::Preparing);
+        status.config = Some(rules::config(1 << 30, false));
+        status.source =
+            Some(MigrationSource { node: "n1".into(), pod_uid: "p1".into(), ..MigrationSource::default() });
+        status.target = Some(MigrationTarget {
+            pod_name: "target".into(),
+            pod_uid: "p2".into(),
+            node: "n2".into(),
+            ..MigrationTarget::default()
+        });
+    });
+    settle(&mut o);
+    let record = o.instance.as_ref().unwrap().status.as_ref().unwrap().migration.clone().unwrap();
+    assert_eq!((record.uid.as_str(), record.target.node.as_str()), ("uid-m", "n2"));
+    o
+}
+
+fn source(o: &mut Observed, change: impl FnOnce(&mut MigrationSource)) {
+    edit(o, |status| change(status.source.as_mut().unwrap()));
+}
+
+fn record_of(o: &Observed) -> InstanceMigration {
+    o.instance.as_ref().unwrap().status.as_ref().unwrap().migration.clone().unwrap()
+}
+
+#[test]
+fn the_target_pod_is_made_once_and_never_for_the_source_node() {
+    let mut o = granted();
+    assert_eq!(o.pods.len(), 2);
+    let target = o.pods[1].clone();
+    assert_eq!(target.metadata.labels.as_ref().unwrap()[label::MIGRATION_UID], "uid-m");
+    let affinity = target.spec.as_ref().unwrap().affinity.clone().unwrap();
+    let required =
+        affinity.node_affinity.unwrap().required_during_scheduling_ignored_during_execution.unwrap();
+    let field = &required.node_selector_terms[0].match_fields.as_ref().unwrap()[0];
+    assert_eq!((field.operator.as_str(), field.values.as_deref()), ("NotIn", Some(&["n1".to_owned()][..])));
+    assert!(affinity.pod_anti_affinity.is_some());
+    settle(&mut o);
+    assert!(plan(&o).is_empty());
+}
+
+#[test]
+fn a_successful_move_ends_with_the_flip_only() {
+    let mut o = handed_over();
+    assert!(plan(&o).is_empty());
+    source(&mut o, |source| source.started_at = Some(Time(at(1))));
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Copying);
+    source(&mut o, |source| source.suspended_at = Some(Time(at(2))));
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Switching);
+    source(&mut o, |source| source.ack_at = Some(Time(at(3))));
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Switching, "an acknowledgement alone is not the flip");
+    edit_instance(&mut o, |instance| {
+        let status = instance.status.as_mut().unwrap();
+        let record = status.migration.as_mut().unwrap();
+        record.end = Some(Time(at(3)));
+        record.result = Some(MigrationResult::Succeeded);
+        status.claim.as_mut().unwrap().pod_uid = "p2".into();
+    });
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Done);
+    assert_eq!(o.pods.len(), 2, "the engine looks after the pods");
+    assert!(plan(&o).is_empty());
+}
+
+#[test]
+fn before_the_hand_off_a_move_ends_by_one_write() {
+    for (what, change, want) in [
+        ("deleted", (|o| delete(o)) as fn(&mut Observed), MigrationState::Aborted),
+        ("VM switched off", |o| edit_instance(o, |i| i.spec.power = Power::Off), MigrationState::Failed),
+        ("VM restarted", |o| edit_instance(o, |i| i.spec.epoch = 2), MigrationState::Failed),
+        ("VM gone", |o| o.instance = None, MigrationState::Failed),
+        (
+            "target lost",
+            |o| Arc::make_mut(&mut o.pods[1]).status.as_mut().unwrap().phase = Some("Failed".into()),
+            MigrationState::Failed,
+        ),
+        (
+            "unschedulable too long",
+            |o| {
+                o.now = at(rules::UNSCHEDULABLE_S);
+                let condition = PodCondition {
+                    type_: "PodScheduled".into(),
+                    status: "False".into(),
+                    ..PodCondition::default()
+                };
+                Arc::make_mut(&mut o.pods[1]).status.as_mut().unwrap().conditions = Some(vec![condition]);
+            },
+            MigrationState::Failed,
+        ),
+        ("never ready", |o| o.now = at(rules::PREPARE_S), MigrationState::Failed),
+    ] {
+        let mut o = granted();
+        change(&mut o);
+        settle(&mut o);
+        assert_eq!(state(&o), want, "{what}");
+        assert!(o.targets().next().is_none(), "{what}: the target pod goes");
+        settle(&mut o);
+        let rest = plan(&o);
+        assert!(rest.is_empty(), "{what}: {rest:?}");
+    }
+}
+
+// INV-1
+#[test]
+fn after_the_hand_off_only_the_sources_word_ends_it() {
+    type Change = fn(&mut Observed);
+    for (what, change, reason, want) in [
+        ("deleted", (|o| delete(o)) as Change, "Deleted", MigrationState::Aborted),
+        (
+            "a side failed",
+            |o| edit(o, |s| s.failure = Some(Failure { class: "X".into(), text: "x".into() })),
+            "Failed",
+            MigrationState::Failed,
+        ),
+        (
+            "target pod gone",
+            |o| {
+                o.pods.pop();
+            },
+            "TargetLost",
+            MigrationState::Failed,
+        ),
+        ("takes too long", |o| o.now = at(rules::PREPARE_S), "PreparationTimeout", MigrationState::Failed),
+        (
+            "VM switched off",
+            |o| edit_instance(o, |i| i.spec.power = Power::Off),
+            "InstanceGone",
+            MigrationState::Failed,
+        ),
+    ] {
+        let mut o = handed_over();
+        change(&mut o);
+        settle(&mut o);
+        assert_eq!(o.migration.status.as_ref().unwrap().abort.as_ref().unwrap().reason, reason, "{what}");
+        settle(&mut o);
+        assert!(!state(&o).is_final(), "{what}: not settled yet");
+        assert!(plan(&o).is_empty(), "{what}: waits");
+        assert!(record_of(&o).end.is_none());
+        source(&mut o, |source| source.aborted_at = Some(Time(at(5))));
+        settle(&mut o);
+        assert_eq!(state(&o), want, "{what}");
+        assert!(record_of(&o).end.is_some(), "{what}");
+        assert!(o.targets().next().is_none(), "{what}");
+        settle(&mut o);
+        let rest = plan(&o);
+        assert!(rest.is_empty(), "{what}: {rest:?}");
+    }
+}
+
+#[test]
+fn once_the_right_was_given_up_nothing_calls_it_off() {
+    let mut o = handed_over();
+    source(&mut o, |source| {
+        source.started_at = Some(Time(at(1)));
+        source.suspended_at = Some(Time(at(2)));
+        source.gave_up_at = Some(Time(at(2)));
+    });
+    delete(&mut o);
+    o.now = at(100_000);
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Switching);
+    assert!(o.migration.status.as_ref().unwrap().abort.is_none());
+}
+
+#[test]
+fn an_end_of_the_guest_ends_the_move() {
+    let mut o = handed_over();
+    edit_instance(&mut o, |instance| instance.status.as_mut().unwrap().state = Some(InstanceState::Ended));
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Failed);
+    assert!(o.targets().next().is_none());
+}
+
+// INV-7
+#[test]
+fn a_finished_move_never_changes_and_lets_go_when_deleted() {
+    let mut o = granted();
+    delete(&mut o);
+    settle(&mut o);
+    let finished = o.migration.status.clone();
+    edit_instance(&mut o, |instance| instance.spec.power = Power::Off);
+    settle(&mut o);
+    settle(&mut o);
+    assert_eq!(o.migration.status, finished);
+    assert!(o.migration.metadata.finalizers.as_ref().is_none_or(Vec::is_empty));
+}

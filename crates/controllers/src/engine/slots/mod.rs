@@ -1,0 +1,129 @@
+//! Who may move when: the only place that grants slots and hands moves over to the agents
+//! (migration-and-maintenance.md §4).
+//!
+//! One key, so one pass at a time decides with everything in view (§4.2, single decider). Limits are
+//! recounted from the objects in every pass; nothing is remembered, so a restart forgets nothing.
+//! Start at `plan.rs`.
+
+mod plan;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use holdfast_api::engine::{Instance, Migration, MigrationState};
+use holdfast_api::names::label;
+use holdfast_env::Timestamp;
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt as _;
+
+use super::migration::migration_uid;
+
+pub use plan::plan;
+
+/// One unfinished move with what belongs to it.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// The move.
+    pub migration: Arc<Migration>,
+    /// Its Instance.
+    pub instance: Option<Arc<Instance>>,
+    /// Its target pod.
+    pub target: Option<Arc<Pod>>,
+    /// Name of the Instance's claimed pod.
+    pub source_pod: Option<String>,
+}
+
+/// Everything the decider looks at.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The instant.
+    pub now: Timestamp,
+    /// Unfinished moves, sorted by namespace and name.
+    pub moves: Vec<Move>,
+    /// Nodes able to run VMs: with a live agent and Ready; a cordon does not count.
+    pub able_nodes: usize,
+}
+
+/// The decider.
+#[derive(Debug)]
+pub struct SlotsController {
+    migrations: Arc<Cache<Migration>>,
+    instances: Arc<Cache<Instance>>,
+    pods: Arc<Cache<Pod>>,
+    nodes: Arc<Cache<Node>>,
+}
+
+impl SlotsController {
+    /// Opens the caches it needs.
+    #[must_use]
+    pub fn new(caches: &Caches) -> Self {
+        let nodes = caches.cache::<Node>();
+        Self { migrations: caches.cache(), instances: caches.cache(), pods: caches.cache(), nodes }
+    }
+}
+
+/// The one key.
+fn all() -> Vec<Key> {
+    vec![Key::cluster("slots")]
+}
+
+fn is_able(node: &Node) -> bool {
+    let labelled = node.labels().get(label::SCHEDULABLE).is_some_and(|value| value == "true");
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    labelled && conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn is_unfinished(migration: &Migration) -> bool {
+    !migration.status.as_ref().and_then(|status| status.state).is_some_and(MigrationState::is_final)
+}
+
+impl Controller for SlotsController {
+    type Observed = Observed;
+
+    fn name(&self) -> &'static str {
+        "slots"
+    }
+
+    fn watches(&self, on: &mut Watches) {
+        on.map(&self.migrations, |_| all());
+        on.map(&self.pods, |pod| if migration_uid(pod).is_some() { all() } else { Vec::new() });
+        on.map(&self.nodes, |_| all());
+    }
+
+    async fn observe(&self, _: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
+        let mut targets: BTreeMap<String, Arc<Pod>> = BTreeMap::new();
+        for pod in self.pods.filtered(|pod| migration_uid(pod).is_some()) {
+            let gone = pod.metadata.deletion_timestamp.is_some();
+            if let Some(uid) = migration_uid(&pod).filter(|_| !gone) {
+                targets.insert(uid.to_owned(), pod.clone());
+            }
+        }
+        let moves = self.migrations.filtered(is_unfinished).into_iter().map(|migration| {
+            let wanted = &migration.spec.instance;
+            let namespace = migration.namespace().unwrap_or_default();
+            let instance = self
+                .instances
+                .named(&namespace, &wanted.name)
+                .filter(|instance| instance.metadata.uid.as_ref() == Some(&wanted.uid));
+            let claim = instance.as_ref().and_then(|i| i.status.as_ref()?.claim.clone());
+            let source_pod = claim.and_then(|claim| {
+                let pods = self.pods.in_namespace(&namespace);
+                pods.iter()
+                    .find(|pod| pod.metadata.uid.as_ref() == Some(&claim.pod_uid))
+                    .map(|pod| pod.name_any())
+            });
+            let target = migration.metadata.uid.as_ref().and_then(|uid| targets.get(uid).cloned());
+            Move { migration, instance, target, source_pod }
+        });
+        Ok(Some(Observed {
+            now: pass.now,
+            moves: moves.collect(),
+            able_nodes: self.nodes.filtered(is_able).len(),
+        }))
+    }
+
+    fn plan(observed: &Observed) -> Plan {
+        plan::plan(observed)
+    }
+}
