@@ -7,7 +7,7 @@
 use holdfast_api::Time;
 use holdfast_api::engine::{
     Claim, ExitCause, Guest, GuestInterface, Instance, InstanceMigration, InstanceStatus, Migration,
-    MigrationResult, PodRef, Report, ReportState, Runtime, Volume,
+    MigrationResult, PodRef, Report, ReportState, Runtime, Side, Volume,
 };
 use holdfast_env::Timestamp;
 use holdfast_hypervisor::definition::Definition;
@@ -275,16 +275,17 @@ pub fn flip(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value>
     if instance.spec.epoch != facts.id.epoch || holds_claim(&facts.id, instance) {
         return None;
     }
-    if facts.id.pod_uid != named.target.pod_uid {
-        return None;
-    }
     let claim = Claim {
         node: facts.node.clone(),
         boot_id: facts.boot_id.clone(),
         pod_uid: facts.id.pod_uid.clone(),
         epoch: facts.id.epoch,
     };
+    // The guest is here, whatever the hand-off said: where it runs is a fact, not a wish.
+    let name = if facts.pod_name.is_empty() { &named.target.pod } else { &facts.pod_name };
+    let target = Side { node: facts.node.clone(), pod: name.clone(), pod_uid: facts.id.pod_uid.clone() };
     let migration = InstanceMigration {
+        target: target.clone(),
         end: Some(Time(now)),
         result: Some(MigrationResult::Succeeded),
         failure: None,
@@ -302,7 +303,7 @@ pub fn flip(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value>
     };
     let mut patch = json!({
         "node": facts.node,
-        "activePod": PodRef { name: named.target.pod.clone(), uid: facts.id.pod_uid.clone() },
+        "activePod": PodRef { name: target.pod.clone(), uid: facts.id.pod_uid.clone() },
         "claim": claim,
         "report": whole(&report),
         "migration": migration,
