@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use holdfast_kubelith::Pki;
@@ -148,8 +149,10 @@ fn ensure_peer(
 /// Names the file.
 pub async fn client(path: &Path) -> anyhow::Result<Client> {
     let read = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
-    let config = kube::Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
+    let mut config = kube::Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
         .await
         .with_context(|| format!("use {}", path.display()))?;
+    // The server is on this machine: who does not answer at once is away.
+    config.connect_timeout = Some(Duration::from_secs(2));
     Ok(Client::try_from(config)?)
 }

@@ -40,6 +40,13 @@ pub fn in_use() -> anyhow::Result<InUse> {
     })
 }
 
+/// A locally administered address: `0a:68:66` ("hf"), the node's number (0 is the host), the id. The
+/// same at every boot, so that neighbours need not find out anew.
+fn mac(facts: &Facts, index: usize) -> String {
+    let [high, low] = u16::from_str_radix(&facts.id, 16).unwrap_or_default().to_be_bytes();
+    format!("0a:68:66:{index:02x}:{high:02x}:{low:02x}")
+}
+
 fn forwarding() -> bool {
     std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() == "1")
 }
@@ -52,7 +59,9 @@ pub fn ensure_host(facts: &Facts) -> anyhow::Result<()> {
     let bridge = facts.bridge();
     let mut batch = Vec::new();
     if !link_exists(&bridge) {
-        batch.push(format!("link add {bridge} type bridge"));
+        // With an address of its own: else the bridge takes that of its lowest port, which changes
+        // as nodes come and go, and the nodes' neighbour entries for the host would go stale.
+        batch.push(format!("link add {bridge} address {} type bridge", mac(facts, 0)));
     }
     batch.push(format!(
         "addr replace {}/{} dev {bridge}",
@@ -115,6 +124,7 @@ pub fn ensure_node(facts: &Facts, node: &NodeFacts, fresh: bool, connected: bool
         &[
             "link set lo up".to_owned(),
             format!("addr replace {}/{} dev eth0", node.address, facts.node_subnet.prefix_len()),
+            format!("link set eth0 address {}", mac(facts, node.index)),
             "link set eth0 up".to_owned(),
             format!("route replace default via {}", facts.bridge_address()),
         ],
