@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{Lookup, ObjectRef, Store};
@@ -138,11 +139,6 @@ where
         Ok(())
     }
 
-    /// Whether the first list has arrived.
-    pub(crate) fn is_ready(&self) -> bool {
-        *self.link.ready.borrow()
-    }
-
     /// Grows with every change.
     pub(crate) fn version(&self) -> u64 {
         self.link.version.load(Ordering::Acquire)
@@ -157,6 +153,34 @@ where
     /// All objects, in no particular order.
     pub(crate) fn all(&self) -> Vec<Arc<K>> {
         self.store.state()
+    }
+}
+
+/// The metadata in a cache, whatever its kind.
+pub(crate) trait Metadata: Send + Sync {
+    /// Shows every object's metadata.
+    fn each(&self, show: &mut dyn FnMut(&ObjectMeta));
+    /// Whether the first list has arrived.
+    fn is_complete(&self) -> bool;
+    /// Wakes `notify` on every change.
+    fn subscribe(&self, notify: &Arc<Notify>);
+}
+
+impl<K> Metadata for Cache<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K::DynamicType: Hash + Eq + Clone + Debug + Unpin + Send + Sync,
+{
+    fn each(&self, show: &mut dyn FnMut(&ObjectMeta)) {
+        self.store.state().iter().for_each(|object| show(object.meta()));
+    }
+
+    fn is_complete(&self) -> bool {
+        *self.link.ready.borrow()
+    }
+
+    fn subscribe(&self, notify: &Arc<Notify>) {
+        self.wakes(notify);
     }
 }
 
@@ -210,6 +234,28 @@ impl Caches {
             budgets: Cache::of(client, tasks, |_| {}),
             accounts: Cache::of(client, tasks, |_| {}),
         }
+    }
+}
+
+impl Caches {
+    /// The caches that hold all objects of their kind, by `group/plural`.
+    pub(crate) fn by_kind(&self) -> Vec<(String, Arc<dyn Metadata>)> {
+        fn entry<K>(cache: &Cache<K>) -> (String, Arc<dyn Metadata>)
+        where
+            K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        {
+            (format!("{}/{}", K::group(&()), K::plural(&())), Arc::new(cache.clone()))
+        }
+        vec![
+            entry(&self.pods),
+            entry(&self.nodes),
+            entry(&self.namespaces),
+            entry(&self.claims),
+            entry(&self.volumes),
+            entry(&self.classes),
+            entry(&self.budgets),
+            entry(&self.accounts),
+        ]
     }
 }
 

@@ -104,7 +104,7 @@ impl Default for PodGcTimers {
 pub async fn run(client: kube::Client, config: Config) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     let caches = Arc::new(cache::Caches::start(&client, &mut tasks));
-    let kinds = owners::Kinds::start(&client, &mut tasks);
+    let kinds = owners::Kinds::start(&client, &caches, &mut tasks);
     let recorder = events::Recorder::new(client.clone());
 
     tasks.spawn(scheduler::run(client.clone(), caches.clone(), recorder.clone()));

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::Meta;
-use crate::cache::Cache;
+use crate::cache::{Cache, Caches, Metadata};
 
 /// Discovery is repeated at least this often.
 const REDISCOVER: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ pub(crate) struct Kind {
     pub(crate) namespaced: bool,
     pub(crate) has_delete_collection: bool,
     /// Metadata of its objects; `None` for kinds without owners (events).
-    pub(crate) cache: Option<Cache<Meta>>,
+    pub(crate) cache: Option<Arc<dyn Metadata>>,
 }
 
 impl Kind {
@@ -38,15 +38,21 @@ impl Kind {
 /// All kinds, kept current.
 pub(crate) struct Kinds {
     client: Client,
+    /// Caches that exist anyway, by `group/plural`.
+    shared: BTreeMap<String, Arc<dyn Metadata>>,
     known: Mutex<BTreeMap<String, (Kind, Option<AbortHandle>)>>,
     subscribers: Mutex<Vec<Arc<Notify>>>,
 }
 
 impl Kinds {
-    /// Starts following discovery.
-    pub(crate) fn start(client: &Client, tasks: &mut JoinSet<()>) -> Arc<Self> {
-        let kinds =
-            Arc::new(Self { client: client.clone(), known: Mutex::default(), subscribers: Mutex::default() });
+    /// Starts following discovery. What `caches` hold is not watched a second time.
+    pub(crate) fn start(client: &Client, caches: &Caches, tasks: &mut JoinSet<()>) -> Arc<Self> {
+        let kinds = Arc::new(Self {
+            client: client.clone(),
+            shared: caches.by_kind().into_iter().collect(),
+            known: Mutex::default(),
+            subscribers: Mutex::default(),
+        });
         let wake = Arc::new(Notify::new());
         let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
         let (definitions, _) = Cache::start(definitions, (), watcher::Config::default(), tasks, |meta| {
@@ -68,7 +74,7 @@ impl Kinds {
         self.subscribers.lock().push(notify.clone());
         for (kind, _) in self.known.lock().values() {
             if let Some(cache) = &kind.cache {
-                cache.wakes(notify);
+                cache.subscribe(notify);
             }
         }
     }
@@ -110,13 +116,18 @@ impl Kinds {
                 continue;
             }
             let mut task = None;
-            if !is_event(&kind.resource) {
+            let name = format!("{}/{}", kind.resource.group, kind.resource.plural);
+            if let Some(shared) = self.shared.get(&name) {
+                kind.cache = Some(shared.clone());
+            } else if !is_event(&kind.resource) {
                 let api: Api<Meta> = Api::all_with(self.client.clone(), &kind.resource);
-                let (cache, handle) =
-                    Cache::start(api, kind.resource.clone(), watcher::Config::default(), watches, slim);
-                subscribers.iter().for_each(|s| cache.wakes(s));
-                kind.cache = Some(cache);
+                let config = watcher::Config::default();
+                let (cache, handle) = Cache::start(api, kind.resource.clone(), config, watches, slim);
+                kind.cache = Some(Arc::new(cache));
                 task = Some(handle);
+            }
+            if let Some(cache) = &kind.cache {
+                subscribers.iter().for_each(|s| cache.subscribe(s));
             }
             known.insert(kind.key(), (kind, task));
         }

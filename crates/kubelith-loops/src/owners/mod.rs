@@ -80,11 +80,10 @@ fn graph(kinds: &[Kind]) -> Option<Graph> {
     let mut items = Vec::new();
     for (index, kind) in kinds.iter().enumerate() {
         let Some(cache) = &kind.cache else { continue };
-        if !cache.is_ready() {
+        if !cache.is_complete() {
             return None;
         }
-        for object in cache.all() {
-            let meta = &object.metadata;
+        cache.each(&mut |meta| {
             items.push(Item {
                 kind: index,
                 namespace: meta.namespace.clone(),
@@ -95,7 +94,7 @@ fn graph(kinds: &[Kind]) -> Option<Graph> {
                 finalizers: meta.finalizers.clone().unwrap_or_default(),
                 owners: meta.owner_references.clone().unwrap_or_default(),
             });
-        }
+        });
     }
     Some(Graph::new(items))
 }
