@@ -1,7 +1,7 @@
 //! Configuration and assembly of one control plane.
 
 use crate::admission::Admission;
-use crate::auth::{self, Pki, PkiError, Rbac, Tokens};
+use crate::auth::{self, Pki, PkiError, Tokens};
 use crate::core::{Core, OpenError, Parts};
 use crate::http::{self, Aggregated, App, Authenticator, Documents, LogSource, Running, ServeError};
 use crate::store::{HistoryLimits, SqliteJournal, StoreError};
@@ -146,7 +146,6 @@ impl Server {
         let app = Arc::new(App {
             core: core.clone(),
             authenticator: Authenticator { tokens },
-            rbac: Rbac::default(),
             aggregated: hooks.aggregated,
             logs: hooks.logs,
             advertised,

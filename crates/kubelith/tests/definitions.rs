@@ -282,3 +282,71 @@ async fn a_node_may_write_only_what_is_its_own() -> Result<()> {
     n1.delete("/api/v1/namespaces/kube-system", &json!({})).await?.expect(403)?;
     Ok(())
 }
+
+// KS-A53: defaults a definition gains later show on objects written before.
+#[tokio::test]
+async fn later_defaults_apply_to_earlier_objects() -> Result<()> {
+    let server = server().await?;
+    let http = Http::new(&server).await?;
+    let made = http.post(WIDGETS, &widget("a", json!({}))).await?.expect(201)?;
+    let path = format!("{DEFINITIONS}/widgets.example.io");
+    let mut definition = http.get(&path).await?.expect(200)?;
+    let note = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/note";
+    definition.pointer_mut(note).context("note")?["default"] = json!("later");
+    http.put(&path, &definition).await?.expect(200)?;
+    let seen = http.get(&format!("{WIDGETS}/a")).await?.expect(200)?;
+    ensure!(seen["spec"]["note"] == "later", "{seen}");
+    ensure!(
+        seen["metadata"]["resourceVersion"] == made["metadata"]["resourceVersion"],
+        "nothing was written"
+    );
+    ensure!(http.get(WIDGETS).await?.expect(200)?["items"][0]["spec"]["note"] == "later");
+    Ok(())
+}
+
+// KS-A77
+#[tokio::test]
+async fn nobody_grants_what_they_do_not_have() -> Result<()> {
+    const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    let server = server().await?;
+    let http = Http::new(&server).await?;
+    let role = |name: &str, group: &str, resource: &str| json!({"metadata": {"name": name}, "rules": [{"apiGroups": [group], "resources": [resource], "verbs": ["get", "create", "update"]}]});
+    let binding = |name: &str, kind: &str, role: &str, user: &str| {
+        let group = "rbac.authorization.k8s.io";
+        json!({"metadata": {"name": name}, "roleRef": {"apiGroup": group, "kind": kind, "name": role},
+            "subjects": [{"kind": "User", "apiGroup": group, "name": user}]})
+    };
+    for name in ["roles", "rolebindings"] {
+        http.post(&format!("{ROLES}/roles"), &role(name, "rbac.authorization.k8s.io", name))
+            .await?
+            .expect(201)?;
+        http.post(&format!("{ROLES}/rolebindings"), &binding(name, "Role", name, "alice"))
+            .await?
+            .expect(201)?;
+    }
+    let alice = Http::with(&server.kubeconfig_for("alice", &["dev"])?).await?;
+    let refused = alice.post(&format!("{ROLES}/roles"), &role("s", "", "secrets")).await?.expect(403)?;
+    let text = refused["message"].as_str().context("message")?;
+    ensure!(text.contains("user \"alice\" (groups=[\"dev\" \"system:authenticated\"]) is attempting to grant RBAC permissions not currently held:"), "{text}");
+    ensure!(
+        text.contains("{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\", \"create\", \"update\"]}"),
+        "{text}"
+    );
+    alice
+        .post(&format!("{ROLES}/rolebindings"), &binding("up", "ClusterRole", "cluster-admin", "alice"))
+        .await?
+        .expect(403)?;
+    alice
+        .post(&format!("{ROLES}/rolebindings"), &binding("none", "Role", "absent", "alice"))
+        .await?
+        .expect(404)?;
+    alice
+        .post(&format!("{ROLES}/rolebindings"), &binding("same", "Role", "roles", "bob"))
+        .await?
+        .expect(201)?;
+    alice
+        .post(&format!("{ROLES}/roles"), &role("own", "rbac.authorization.k8s.io", "roles"))
+        .await?
+        .expect(201)?;
+    Ok(())
+}

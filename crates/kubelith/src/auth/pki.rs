@@ -25,6 +25,14 @@ pub enum PkiError {
         /// Cause.
         source: std::io::Error,
     },
+    /// More groups than a certificate of ours can name.
+    #[error("pki: certificate of {user}: at most two groups, asked for {groups}")]
+    Groups {
+        /// The user.
+        user: String,
+        /// How many groups.
+        groups: usize,
+    },
     /// Key or certificate generation failed.
     #[error(
         "pki: {step}: {source}; if a file in the directory is damaged, remove the directory and create credentials anew"
@@ -180,10 +188,13 @@ impl Pki {
         sans: Vec<String>,
         usages: Vec<ExtendedKeyUsagePurpose>,
     ) -> Result<(String, String), PkiError> {
+        if groups.len() > 2 {
+            return Err(PkiError::Groups { user: user.to_owned(), groups: groups.len() });
+        }
         let mut params = CertificateParams::new(sans).map_err(step("check the names of a certificate"))?;
         let mut subject = DistinguishedName::new();
         // The reference reads every organisation as a group; the certificate library keeps one value a
-        // type, so further groups travel under the same attribute given by its number.
+        // type, so a second group travels under the same attribute given by its number.
         for (i, group) in groups.iter().enumerate() {
             if i == 0 {
                 subject.push(DnType::OrganizationName, *group);

@@ -130,6 +130,16 @@ impl Rbac {
         rules
     }
 
+    /// Rules a binding's `roleRef` would grant; `None` if the role does not exist.
+    pub fn rules_granted(&self, core: &Core, kind: &str, namespace: &str, name: &str) -> Option<RuleSet> {
+        let compiled = self.current(core);
+        if kind == "ClusterRole" {
+            compiled.cluster_roles.get(name).cloned()
+        } else {
+            compiled.roles.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        }
+    }
+
     fn current(&self, core: &Core) -> Arc<Compiled> {
         let mut compiled = self.compiled.lock();
         let revs = SOURCES.map(|source| core.last_rev(source));
@@ -204,6 +214,44 @@ impl Subject {
 }
 
 impl ResourceRule {
+    /// The rules of a Role or ClusterRole object.
+    pub fn of_role(role: &Value) -> RuleSet {
+        rules_of(role)
+    }
+
+    /// Whether `held` together allow everything this rule allows.
+    pub fn is_within(&self, held: &[Self]) -> bool {
+        let has = |list: &[String], wanted: &String| list.iter().any(|item| item == "*" || item == wanted);
+        let anything = [String::new()];
+        let names: &[String] = if self.names.is_empty() { &anything } else { &self.names };
+        let resources = self.verbs.iter().all(|verb| {
+            self.groups.iter().all(|group| {
+                self.resources.iter().all(|resource| {
+                    names.iter().all(|name| {
+                        held.iter().any(|h| {
+                            let named = h.names.is_empty() || (!name.is_empty() && h.names.contains(name));
+                            has(&h.verbs, verb)
+                                && has(&h.groups, group)
+                                && named
+                                && h.resources.iter().any(|r| contains(r, resource))
+                        })
+                    })
+                })
+            })
+        });
+        let paths = self.verbs.iter().all(|verb| {
+            self.paths.iter().all(|path| {
+                held.iter().any(|h| {
+                    has(&h.verbs, verb)
+                        && h.paths.iter().any(|p| {
+                            p == path || p.strip_suffix('*').is_some_and(|prefix| path.starts_with(prefix))
+                        })
+                })
+            })
+        });
+        resources && paths
+    }
+
     /// Whether the rule allows a request.
     pub fn allows(&self, a: &Attributes<'_>) -> bool {
         let has = |list: &[String], wanted: &str| list.iter().any(|item| item == "*" || item == wanted);
@@ -236,6 +284,13 @@ fn covers(rule: &str, resource: &str, subresource: &str) -> bool {
         }
         None => rule == resource && subresource.is_empty(),
     }
+}
+
+/// Whether a rule for the resource `held` covers a rule for `wanted`.
+fn contains(held: &str, wanted: &str) -> bool {
+    held == "*"
+        || held == wanted
+        || held.strip_prefix("*/").is_some_and(|sub| wanted.split_once('/').is_some_and(|(_, s)| s == sub))
 }
 
 fn reason(binding: &Binding, subject: &Subject) -> String {
@@ -299,6 +354,21 @@ mod tests {
             names: own(names),
             paths: own(&["/healthz/*"]),
         }
+    }
+
+    // KS-A77
+    #[test]
+    fn a_rule_is_within_what_several_rules_allow() {
+        let held = [rule(&["get", "list"], &[""], &["pods"], &[]), rule(&["*"], &["g"], &["*"], &["a"])];
+        let bare = |mut r: ResourceRule| {
+            r.paths.clear();
+            r
+        };
+        assert!(bare(rule(&["get"], &[""], &["pods"], &["x"])).is_within(&held));
+        assert!(bare(rule(&["delete"], &["g"], &["things"], &["a"])).is_within(&held));
+        assert!(!bare(rule(&["delete"], &["g"], &["things"], &[])).is_within(&held));
+        assert!(!bare(rule(&["get"], &["", "g"], &["pods"], &[])).is_within(&held));
+        assert!(!bare(rule(&["*"], &[""], &["pods"], &[])).is_within(&held));
     }
 
     // KS-A77

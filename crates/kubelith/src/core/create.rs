@@ -89,6 +89,7 @@ impl Txn<'_> {
         if !errors.is_empty() {
             return Err(kind.invalid(&name, &errors));
         }
+        self.check_escalation(call, served, &value, None)?;
         if concerned {
             request.object = Some(value);
             warnings.extend(self.validate(&request)?);
@@ -104,7 +105,7 @@ impl Txn<'_> {
         let object = self.put(served, value, None);
         // A definition has been given its status meanwhile.
         let object = self.find(served, namespace, &name).unwrap_or(object);
-        Ok(served.from_storage(object.value()))
+        Ok(served.read(&object))
     }
 
     /// NamespaceLifecycle: the namespace exists and is not being deleted.

@@ -5,10 +5,10 @@ use super::pods::set_condition;
 use super::txn::Txn;
 use super::{Call, DeleteOptions};
 use crate::auth::UserInfo;
-use crate::registry::{Registry, Served};
+use crate::registry::{Definition, Registry, Served};
 use crate::store::{Key, Object};
 use holdfast_apimachinery::{
-    crd::{self, Compiled, TakenNames},
+    crd::{self, TakenNames},
     status::Status,
 };
 use serde_json::{Value, json};
@@ -20,14 +20,16 @@ impl Txn<'_> {
     /// Accepts the names of new definitions and rebuilds what is served.
     pub fn refresh_registry(&self) {
         self.accept_names();
-        let mut definitions: Vec<(Arc<str>, Compiled)> = Vec::new();
+        let mut definitions: Vec<Definition> = Vec::new();
         for object in self.definitions() {
             let value = object.value();
             if !has_condition(&value, "Established") {
                 continue;
             }
             match crd::compile(&value) {
-                Ok(compiled) => definitions.push((object.key.name.clone(), compiled)),
+                Ok(compiled) => {
+                    definitions.push(Definition { name: object.key.name.clone(), rev: object.rev, compiled });
+                }
                 // Validation let it pass, so this is a defect of ours: serve the rest and say so.
                 Err(errors) => {
                     tracing::error!(definition = %object.key.name, ?errors, "definition cannot be served")

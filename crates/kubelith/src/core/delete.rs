@@ -67,7 +67,7 @@ impl Txn<'_> {
         options: &DeleteOptions,
     ) -> Result<Deleted, Status> {
         check_preconditions(served, old, options)?;
-        let before = served.from_storage(old.value());
+        let before = served.read(&old);
         if served.is("", "namespaces") && PROTECTED.contains(&&*old.key.name) {
             return Err(Status::forbidden(
                 &GroupResource::new("", "namespaces"),
@@ -92,7 +92,7 @@ impl Txn<'_> {
         if gone {
             // The last state clients see is the one before the request, as the reference shows it.
             let last = self.remove(served, before, old);
-            return Ok(Deleted { object: served.from_storage(last.value()), gone, warnings });
+            return Ok(Deleted { object: served.read(&last), gone, warnings });
         }
         if changed {
             let object = self.put(served, after, Some(old));
@@ -102,7 +102,7 @@ impl Txn<'_> {
         }
         let now = self.find(served, &old.key.namespace, &old.key.name).filter(|found| found.uid == old.uid);
         let gone = now.is_none();
-        let object = served.from_storage(now.as_ref().unwrap_or(old).value());
+        let object = served.read(now.as_ref().unwrap_or(old));
         Ok(Deleted { object, gone, warnings })
     }
 

@@ -8,6 +8,7 @@ mod call;
 mod create;
 mod definitions;
 mod delete;
+mod escalation;
 mod evict;
 mod patch;
 mod pods;
@@ -23,6 +24,7 @@ pub use read::{ListOptions, ListResult, ReadVersion};
 pub use watch::{Filter, Observed, WatchStart};
 
 use crate::admission::Admission;
+use crate::auth::Rbac;
 use crate::registry::Registry;
 use crate::store::{Durability, HistoryLimits, Journal, State, StoreError, Writer};
 use holdfast_env::{Clock, Entropy, Stream};
@@ -66,6 +68,7 @@ pub struct Core {
     write: Mutex<()>,
     writer: Writer,
     admission: Vec<Arc<dyn Admission>>,
+    rbac: Rbac,
     clock: Clock,
     entropy: Mutex<Stream>,
 }
@@ -95,6 +98,7 @@ impl Core {
             write: Mutex::new(()),
             writer,
             admission,
+            rbac: Rbac::default(),
             clock,
             entropy: Mutex::new(entropy.stream("kubelith")),
         };
@@ -127,6 +131,11 @@ impl Core {
         let now = self.clock.now();
         let nanos = u32::try_from(now.subsec_nanosecond()).unwrap_or(0);
         chrono::DateTime::from_timestamp(now.as_second(), nanos).unwrap_or_default()
+    }
+
+    /// Permissions, from the stored roles and bindings.
+    pub fn rbac(&self) -> &Rbac {
+        &self.rbac
     }
 
     fn begin(&self) -> txn::Txn<'_> {

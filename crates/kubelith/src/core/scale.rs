@@ -21,7 +21,7 @@ impl Core {
     pub fn get_scale(&self, served: &Served, namespace: &str, name: &str) -> Result<Value, Status> {
         let object = self.get(served, namespace, name, super::ReadVersion::Latest)?;
         let paths = paths(served, name)?;
-        Ok(scale_of(&served.from_storage(object.value()), paths))
+        Ok(scale_of(&served.read(&object), paths))
     }
 
     /// PUT scale.
@@ -54,7 +54,7 @@ impl Core {
     ) -> Result<Value, Status> {
         let txn = self.begin();
         let old = txn.get(served, place.0, place.1)?;
-        let before = scale_of(&served.from_storage(old.value()), paths(served, place.1)?);
+        let before = scale_of(&served.read(&old), paths(served, place.1)?);
         let after = match how {
             PatchType::Json => patch::json(&before, body)?,
             PatchType::Merge => patch::merge(&before, body),
@@ -84,7 +84,7 @@ impl Txn<'_> {
                 FieldError::invalid("spec.replicas", &json!(replicas), "must be greater than or equal to 0");
             return Err(Status::invalid("autoscaling", "Scale", &old.key.name, &[error]));
         }
-        let before = served.from_storage(old.value());
+        let before = served.read(&old);
         let mut after = before.clone();
         for field in ["uid", "resourceVersion"] {
             if let Some(given) = scale["metadata"][field].as_str().filter(|v| !v.is_empty()) {

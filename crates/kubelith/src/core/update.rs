@@ -43,7 +43,7 @@ impl Core {
                 FieldError::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
             return Err(Status::invalid(&served.kind.group, &served.kind.plural, name, &[error]));
         }
-        let before = served.from_storage(old.value());
+        let before = served.read(&old);
         served.kind.default(&mut value);
         let mut written = txn.replace(call, served, (&old, before), value, endpoint(subresource), true)?;
         warnings.append(&mut written.warnings);
@@ -95,6 +95,7 @@ impl Txn<'_> {
         if !errors.is_empty() {
             return Err(kind.invalid(name, &errors));
         }
+        self.check_escalation(call, served, &after, Some(&before))?;
         if concerned {
             request.object = Some(after);
             warnings.extend(self.validate(&request)?);
@@ -115,7 +116,7 @@ impl Txn<'_> {
             .find(served, &old.key.namespace, name)
             .filter(|found| found.uid == object.uid)
             .unwrap_or(object);
-        Ok(Written { value: served.from_storage(stored.value()), created: false, warnings })
+        Ok(Written { value: served.read(&stored), created: false, warnings })
     }
 
     fn check_preconditions(&self, served: &Served, old: &Object, after: &Value) -> Result<(), Status> {

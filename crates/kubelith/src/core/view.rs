@@ -17,13 +17,13 @@ impl View for TxnView<'_, '_> {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         let registry = self.0.core.registry();
         let served = registry.preferred(group, resource)?;
-        Some(served.from_storage(self.0.find(served, namespace, name)?.value()))
+        Some(served.read(&*self.0.find(served, namespace, name)?))
     }
 
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Value> {
         let registry = self.0.core.registry();
         let Some(served) = registry.preferred(group, resource) else { return Vec::new() };
-        self.0.list(served, namespace).iter().map(|object| served.from_storage(object.value())).collect()
+        self.0.list(served, namespace).iter().map(|object| served.read(&object)).collect()
     }
 
     fn now(&self) -> i64 {
@@ -47,7 +47,7 @@ impl View for TxnView<'_, '_> {
         if *old.uid != *text("uid") || old.rev.to_string() != text("resourceVersion") {
             return Err(Status::modified(&named, name));
         }
-        let before = served.from_storage(old.value());
+        let before = served.read(&old);
         let after = holdfast_apimachinery::patch::merge(&before, &json!({ "status": status }));
         let user = UserInfo::kubelith();
         let call = Call { manager, ..Call::internal(&user) };

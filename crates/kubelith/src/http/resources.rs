@@ -128,11 +128,11 @@ async fn get(
     let bytes = match form {
         Form::Json | Form::Discovery => text_of(served, &object),
         Form::Table => {
-            let value = served.from_storage(object.value());
+            let value = served.read(&object);
             let metadata = json!({"resourceVersion": object.rev.to_string()});
             bytes(&columns::table(&served.kind, &[&value], metadata, include, true, app.core.now()))
         }
-        Form::Partial => bytes(&columns::partial_metadata(&served.from_storage(object.value()))),
+        Form::Partial => bytes(&columns::partial_metadata(&served.read(&object))),
     };
     Ok(body::json_bytes(200, bytes))
 }
@@ -187,16 +187,13 @@ fn render_list(
             out.into()
         }
         Form::Table => {
-            let values: Vec<Value> = result.items.iter().map(|o| served.from_storage(o.value())).collect();
+            let values: Vec<Value> = result.items.iter().map(|o| served.read(&o)).collect();
             let references: Vec<&Value> = values.iter().collect();
             bytes(&columns::table(&served.kind, &references, metadata, include, true, now))
         }
         Form::Partial => {
-            let items: Vec<Value> = result
-                .items
-                .iter()
-                .map(|o| columns::partial_metadata(&served.from_storage(o.value())))
-                .collect();
+            let items: Vec<Value> =
+                result.items.iter().map(|o| columns::partial_metadata(&served.read(&o))).collect();
             bytes(
                 &json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items}),
             )
@@ -224,11 +221,7 @@ pub(super) fn render_written(
 
 /// The JSON text of an object in the version of the endpoint, without work where it is stored so.
 pub(super) fn text_of(served: &Served, object: &Object) -> Bytes {
-    if served.is_storage_version() {
-        object.json.clone()
-    } else {
-        bytes(&served.from_storage(object.value()))
-    }
+    if served.is_verbatim(object) { object.json.clone() } else { bytes(&served.read(&object)) }
 }
 
 /// Waits until what is about to be shown is durable.

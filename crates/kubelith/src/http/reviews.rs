@@ -108,7 +108,7 @@ fn access(app: &App, user: &UserInfo, spec: &Value) -> Result<Value, Status> {
             path: "",
         }
     };
-    Ok(match app.rbac.decide(&app.core, user, &attributes) {
+    Ok(match app.core.rbac().decide(&app.core, user, &attributes) {
         Decision::Allow(reason) if reason.is_empty() => json!({"allowed": true}),
         Decision::Allow(reason) => json!({"allowed": true, "reason": reason}),
         Decision::Deny => json!({"allowed": false}),
@@ -117,8 +117,12 @@ fn access(app: &App, user: &UserInfo, spec: &Value) -> Result<Value, Status> {
 
 fn rules(app: &App, user: &UserInfo, spec: &Value) -> Value {
     let namespace = spec["namespace"].as_str().unwrap_or("");
-    let (paths, resources): (Vec<ResourceRule>, Vec<ResourceRule>) =
-        app.rbac.rules_of(&app.core, user, namespace).into_iter().partition(|rule| !rule.paths.is_empty());
+    let (paths, resources): (Vec<ResourceRule>, Vec<ResourceRule>) = app
+        .core
+        .rbac()
+        .rules_of(&app.core, user, namespace)
+        .into_iter()
+        .partition(|rule| !rule.paths.is_empty());
     let resources: Vec<Value> = resources
         .into_iter()
         .map(|r| {

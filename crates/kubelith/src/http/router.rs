@@ -6,7 +6,7 @@ use super::info::{ResourceRequest, Target, target};
 use super::logs::LogSource;
 use super::query::Query;
 use super::{discovery, nodes, openapi, resources};
-use crate::auth::{Attributes, Decision, Rbac, UserInfo};
+use crate::auth::{Attributes, Decision, UserInfo};
 use crate::core::Core;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -39,8 +39,6 @@ pub struct App {
     pub core: Arc<Core>,
     /// Identities.
     pub authenticator: Authenticator,
-    /// Permissions.
-    pub rbac: Rbac,
     /// Groups served elsewhere.
     pub aggregated: Vec<Aggregated>,
     /// Where pod logs come from.
@@ -143,7 +141,7 @@ impl App {
 
     /// 403 unless RBAC allows it.
     pub(super) fn authorise(&self, user: &UserInfo, a: &Attributes<'_>) -> Result<(), Status> {
-        match self.rbac.decide(&self.core, user, a) {
+        match self.core.rbac().decide(&self.core, user, a) {
             Decision::Allow(_) => Ok(()),
             Decision::Deny => {
                 let resource = GroupResource::new(a.group, a.resource);
@@ -155,7 +153,7 @@ impl App {
     fn allow_path(&self, user: &UserInfo, path: &str, method: &str) -> Result<(), Status> {
         let verb = if method == "HEAD" { "get".to_owned() } else { method.to_ascii_lowercase() };
         let attributes = Attributes { verb: &verb, path, ..Attributes::default() };
-        match self.rbac.decide(&self.core, user, &attributes) {
+        match self.core.rbac().decide(&self.core, user, &attributes) {
             Decision::Allow(_) => Ok(()),
             Decision::Deny => Err(Status::path_not_allowed(path, &verb, &user.name)),
         }

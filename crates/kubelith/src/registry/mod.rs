@@ -5,6 +5,7 @@
 
 mod events;
 
+use crate::store::Object;
 use holdfast_apimachinery::{crd::Compiled, kind::Kind};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ pub struct Served {
     pub api_version: Arc<str>,
     /// Name of the CustomResourceDefinition behind it.
     pub definition: Option<Arc<str>>,
+    /// Objects written before this revision may lack defaults the definition has gained since.
+    pub defaults_since: u64,
 }
 
 impl Served {
@@ -33,26 +36,39 @@ impl Served {
         } else {
             (kind.group_resource().to_string().into(), api_version.clone())
         };
-        Self { kind, storage, stored_as, api_version, definition: None }
+        Self { kind, storage, stored_as, api_version, definition: None, defaults_since: 0 }
     }
 
-    fn custom(kind: Arc<Kind>, storage_version: &str, definition: &Arc<str>) -> Self {
+    fn custom(kind: Arc<Kind>, definition: &Definition) -> Self {
         Self {
             storage: kind.group_resource().to_string().into(),
-            stored_as: format!("{}/{storage_version}", kind.group).into(),
+            stored_as: format!("{}/{}", kind.group, definition.compiled.storage_version).into(),
             api_version: kind.api_version().into(),
-            definition: Some(definition.clone()),
+            definition: Some(definition.name.clone()),
+            defaults_since: definition.rev,
             kind,
         }
     }
 
-    /// Whether stored objects can be sent as they are.
-    pub fn is_storage_version(&self) -> bool {
+    fn is_storage_version(&self) -> bool {
         self.api_version == self.stored_as
     }
 
-    /// A stored object in the version of this endpoint.
-    pub fn from_storage(&self, mut value: Value) -> Value {
+    /// Whether the stored text can be sent as it is.
+    pub fn is_verbatim(&self, object: &Object) -> bool {
+        self.is_storage_version() && object.rev >= self.defaults_since
+    }
+
+    /// A stored object as this endpoint shows it: in its version, with the defaults of today (KS 11.3).
+    pub fn read(&self, object: &Object) -> Value {
+        let mut value = self.from_storage(object.value());
+        if object.rev < self.defaults_since {
+            self.kind.default(&mut value);
+        }
+        value
+    }
+
+    fn from_storage(&self, mut value: Value) -> Value {
         if !self.is_storage_version() {
             if events::is_event(&self.kind) {
                 value = events::to_new(value);
@@ -77,6 +93,17 @@ impl Served {
     pub fn is(&self, group: &str, plural: &str) -> bool {
         self.kind.plural == plural && self.kind.group == group
     }
+}
+
+/// An established CustomResourceDefinition.
+#[derive(Debug)]
+pub struct Definition {
+    /// Name.
+    pub name: Arc<str>,
+    /// Revision of its last change.
+    pub rev: u64,
+    /// Its kinds.
+    pub compiled: Compiled,
 }
 
 /// A served group with its versions, in discovery order.
@@ -108,19 +135,15 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Builds the snapshot of the built-in kinds and these definitions (name and compiled form).
-    pub fn build(generation: u64, definitions: &[(Arc<str>, Compiled)]) -> Self {
+    /// Builds the snapshot of the built-in kinds and these definitions.
+    pub fn build(generation: u64, definitions: &[Definition]) -> Self {
         let mut all: Vec<Arc<Served>> = holdfast_apimachinery::kind::builtins()
             .into_iter()
             .map(|kind| Arc::new(Served::builtin(kind)))
             .collect();
-        for (name, compiled) in definitions {
-            all.extend(
-                compiled
-                    .served
-                    .iter()
-                    .map(|kind| Arc::new(Served::custom(kind.clone(), &compiled.storage_version, name))),
-            );
+        for definition in definitions {
+            let kinds = definition.compiled.served.iter();
+            all.extend(kinds.map(|kind| Arc::new(Served::custom(kind.clone(), definition))));
         }
         let mut groups: Vec<Group> = Vec::new();
         let mut by_path = HashMap::new();
