@@ -5,6 +5,7 @@
 //! | `instance` | Instance | launcher pods, fence Leases | `engine/instance` |
 //! | `migration` | Migration; `Instance.status.migration` | Instance, target pods | `engine/migration` |
 //! | `slots` | Migration: slot and hand-off | all Migrations, target pods, Node | `engine/slots` |
+//! | `evacuation` | Instance: evacuation rows | VirtualMachine, vmop, Migration, Node | `evacuation` |
 //! | `vmclass` | VirtualMachineClass | Node, VirtualMachine | `vmclass` |
 //! | `vd` | VirtualDisk | claims, importer pods, images, StorageClass, VirtualMachine | `vd`, `import` |
 //! | `vi`, `cvi` | VirtualImage, ClusterVirtualImage | as `vd`, and volumes | `image`, `import` |
@@ -17,6 +18,7 @@
 //! else does (INV-8), except for the rows of Instance and Migration whose writer is named there.
 
 pub mod engine;
+pub mod evacuation;
 pub mod fronts;
 pub mod image;
 pub mod import;
@@ -92,6 +94,8 @@ fn assemble(client: kube::Client, config: &Config) -> Runtime {
     runtime.add(vm);
     let vmop = fronts::deckhouse::vmop::VmopController::new(runtime.caches());
     runtime.add(vmop);
+    let evacuation = evacuation::EvacuationController::new(runtime.caches());
+    runtime.add(evacuation);
     let vmclass = vmclass::VmClassController::new(runtime.caches());
     let vmip = vmip::VmipController::new(runtime.caches());
     let vmipl = vmipl::VmiplController::new(runtime.caches());

@@ -9,7 +9,7 @@ use holdfast_api::names::{PLATFORM_NAMESPACE, label};
 use holdfast_api::vm::{BlockDeviceKind, BlockDeviceRef, VirtualMachineSpec, VmPhase};
 use holdfast_api::vmclass::VirtualMachineClassSpec;
 use holdfast_api::{ModuleConfig, VirtualDisk, VirtualMachine, VirtualMachineClass};
-use holdfast_controllers::{Config, engine, fronts, vmclass, vmip, vmipl};
+use holdfast_controllers::{Config, engine, evacuation, fronts, vmclass, vmip, vmipl};
 use holdfast_env::{Clock, Entropy};
 use holdfast_kubelith::server::Hooks;
 use holdfast_kubelith::testing::Server;
@@ -50,7 +50,10 @@ fn spawn_controllers(client: Client) -> tokio::task::JoinHandle<()> {
     let address = vmip::VmipController::new(runtime.caches());
     let lease = vmipl::VmiplController::new(runtime.caches());
     let operation = fronts::deckhouse::vmop::VmopController::new(runtime.caches());
-    runtime.add(operation);
+    let migration = engine::migration::MigrationController::new(runtime.caches(), &config);
+    let slots = engine::slots::SlotsController::new(runtime.caches());
+    let evacuation = evacuation::EvacuationController::new(runtime.caches());
+    runtime.add(operation).add(migration).add(slots).add(evacuation);
     runtime.add(instance).add(vm).add(class).add(address).add(lease);
     tokio::spawn(runtime.run())
 }
@@ -106,6 +109,7 @@ impl World {
     async fn node(&self, name: &str) {
         let body = json!({
             "metadata": {"name": name, "labels": {label::SCHEDULABLE: "true", "kubernetes.io/hostname": name}},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
         });
         let api: Api<Node> = Api::all(self.client.clone());
         api.create(&PostParams::default(), &serde_json::from_value(body).unwrap()).await.unwrap();

@@ -1,0 +1,251 @@
+//! The plan for one Instance. Pure.
+
+use std::collections::BTreeMap;
+
+use holdfast_api::engine::{EvacuationFailures, Instance, InstanceState, InstanceStatus};
+use holdfast_api::names::{annotation, finalizer, label, object};
+use holdfast_api::vm::VmPhase;
+use holdfast_api::vmop::{Completed, VirtualMachineOperationSpec, VmopPhase, VmopType};
+use holdfast_api::{Time, VirtualMachine, VirtualMachineOperation};
+use holdfast_domain::{backoff, eviction};
+use holdfast_env::derived_name;
+use holdfast_reconcile::{Create, Effect, NoteKind, Patch, Plan, Ref};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::json;
+
+use super::observe::{Observed, Operation};
+
+/// Annotation on an Instance: the marked node was seen cordoned. Its uncordon takes the mark back;
+/// an eviction on a node that never was cordoned is no drain and stays.
+const CORDONED: &str = "internal.virtualization.deckhouse.io/evacuation-cordoned";
+/// Value of `status.evacuationSource` for marks of the rebalancer: an uncordon leaves them.
+const SOURCE_REBALANCE: &str = "Rebalance";
+/// How many names are looked at for the next operation.
+const NAMES: u64 = 64;
+
+/// The next step; an Instance that needs nothing yields an empty plan.
+#[must_use]
+pub fn plan(o: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    let old = o.instance.status.clone().unwrap_or_default();
+    let mut new = old.clone();
+    settle_finished(&mut plan, o, &mut new);
+    let cancelled = settle_deleted(&mut plan, o);
+    let decision = decide(o, &old, cancelled);
+    match decision {
+        Decision::Unmarked(why) => {
+            plan.because(why);
+            new.evacuation_failures = None;
+            forget_cordon(&mut plan, &o.instance);
+        }
+        Decision::TakeBack(why) => {
+            plan.because(why);
+            new.evacuation_node_name = None;
+            new.evacuation_source = None;
+            new.evacuation_failures = None;
+            forget_cordon(&mut plan, &o.instance);
+            call_off(&mut plan, o);
+        }
+        Decision::Wait(why) => {
+            plan.because(why);
+            remember_cordon(&mut plan, o, &old);
+        }
+        Decision::Evacuate => {
+            remember_cordon(&mut plan, o, &old);
+            evacuate(&mut plan, o, &new);
+        }
+    }
+    plan.set_status(&*o.instance, o.instance.status.as_ref(), &new);
+    plan
+}
+
+enum Decision {
+    /// There is no mark.
+    Unmarked(&'static str),
+    /// There is a mark that holds no more.
+    TakeBack(&'static str),
+    /// There is a mark and nothing to do now.
+    Wait(&'static str),
+    /// There is a mark, and an operation is due (or soon).
+    Evacuate,
+}
+
+fn decide(o: &Observed, status: &InstanceStatus, cancelled: bool) -> Decision {
+    let mark = status.evacuation_node_name.as_deref().filter(|node| !node.is_empty());
+    let Some(mark) = mark else { return Decision::Unmarked("not marked") };
+    if cancelled {
+        return Decision::TakeBack("its evacuation was deleted: it stays");
+    }
+    if status.state == Some(InstanceState::Ended) {
+        return Decision::TakeBack("the VM has ended");
+    }
+    if status.node.as_deref().is_some_and(|node| node != mark) {
+        return Decision::TakeBack("the VM has left the node");
+    }
+    let seen_cordoned = annotation_of(&o.instance) == Some(mark);
+    let rebalancing = status.evacuation_source.as_deref() == Some(SOURCE_REBALANCE);
+    if seen_cordoned && !rebalancing && o.cordoned == Some(false) {
+        return Decision::TakeBack("the node is uncordoned");
+    }
+    let Some(vm) = &o.vm else { return Decision::Wait("no VM of this front") };
+    if vm.metadata.deletion_timestamp.is_some() {
+        return Decision::Wait("the VM is being deleted");
+    }
+    let phase = vm.status.as_ref().and_then(|status| status.phase);
+    if o.operations.iter().any(|op| !is_final(op) && op.object.spec.type_.is_migration()) {
+        return Decision::Wait("a migration is under way");
+    }
+    if phase != Some(VmPhase::Running) || status.state != Some(InstanceState::Running) {
+        return Decision::Wait("the VM is not running");
+    }
+    if eviction::migratable(&o.instance).is_err() {
+        return Decision::Wait("the VM cannot be moved");
+    }
+    if o.operations.iter().any(|op| !is_final(op)) {
+        return Decision::Wait("another operation is under way");
+    }
+    Decision::Evacuate
+}
+
+fn is_final(operation: &Operation) -> bool {
+    operation.object.status.as_ref().is_some_and(|status| status.phase.is_final())
+}
+
+fn is_evacuation(operation: &Operation) -> bool {
+    let annotations = operation.object.metadata.annotations.as_ref();
+    annotations.and_then(|all| all.get(annotation::EVACUATION)).is_some_and(|value| value == "true")
+}
+
+fn is_held(operation: &Operation) -> bool {
+    let finalizers = operation.object.metadata.finalizers.as_deref().unwrap_or_default();
+    finalizers.iter().any(|name| name == finalizer::VMOP_EVACUATION)
+}
+
+/// Finished evacuations are counted once (their finalizer says whether they were) and let go.
+fn settle_finished(plan: &mut Plan, o: &Observed, new: &mut InstanceStatus) {
+    for operation in o.operations.iter().filter(|op| is_evacuation(op) && is_held(op) && is_final(op)) {
+        let status = operation.object.status.clone().unwrap_or_default();
+        let completed = holdfast_api::condition::find(
+            &status.conditions,
+            <Completed as holdfast_api::condition::ConditionKind>::TYPE,
+        );
+        let aborted = completed.is_some_and(|condition| condition.reason == "Aborted");
+        if status.phase == VmopPhase::Failed && !aborted {
+            let failed_at = completed.map_or(o.now, |condition| condition.last_transition_time.0);
+            let failures = new.evacuation_failures.clone().unwrap_or_default();
+            let count = failures.count + 1;
+            new.evacuation_failures = Some(EvacuationFailures { count, last_at: Some(Time(failed_at)) });
+            if let Some(vm) = &o.vm {
+                let delay = backoff::evacuation_delay_s(count);
+                let text = format!(
+                    "Evacuation failed {count} times in a row; the next one is tried after {delay} s."
+                );
+                plan.then(Effect::event(&**vm, NoteKind::Warning, "MigrationBackoff", text));
+            }
+        }
+        if let Some(patch) = Patch::remove_finalizer(&*operation.object, finalizer::VMOP_EVACUATION) {
+            plan.then(patch);
+        }
+    }
+}
+
+/// An unfinished evacuation that somebody deletes is let go; `true` if there is one.
+fn settle_deleted(plan: &mut Plan, o: &Observed) -> bool {
+    let mut found = false;
+    for operation in o.operations.iter().filter(|op| is_evacuation(op) && is_held(op) && !is_final(op)) {
+        if operation.object.metadata.deletion_timestamp.is_some() {
+            found = true;
+            if let Some(patch) = Patch::remove_finalizer(&*operation.object, finalizer::VMOP_EVACUATION) {
+                plan.then(patch);
+            }
+        }
+    }
+    found
+}
+
+/// Deletes evacuations that have not begun to copy; those that have finish.
+fn call_off(plan: &mut Plan, o: &Observed) {
+    for operation in o.operations.iter().filter(|op| is_evacuation(op) && !is_final(op) && !op.copying) {
+        if operation.object.metadata.deletion_timestamp.is_none() {
+            plan.then(Effect::delete(&*operation.object));
+        }
+    }
+}
+
+fn annotation_of(instance: &Instance) -> Option<&str> {
+    instance.metadata.annotations.as_ref()?.get(CORDONED).map(String::as_str)
+}
+
+fn annotate(instance: &Instance, value: Option<&str>) -> Patch {
+    let body = json!({ "metadata": { "annotations": { CORDONED: value } } });
+    Patch { target: Ref::exact(instance), status: false, body }
+}
+
+fn remember_cordon(plan: &mut Plan, o: &Observed, status: &InstanceStatus) {
+    let mark = status.evacuation_node_name.as_deref();
+    if o.cordoned == Some(true) && mark.is_some() && annotation_of(&o.instance) != mark {
+        plan.then(annotate(&o.instance, mark));
+    }
+}
+
+fn forget_cordon(plan: &mut Plan, instance: &Instance) {
+    if annotation_of(instance).is_some() {
+        plan.then(annotate(instance, None));
+    }
+}
+
+/// Creates the next operation, or waits for its time.
+fn evacuate(plan: &mut Plan, o: &Observed, status: &InstanceStatus) {
+    let Some(vm) = &o.vm else { return };
+    let failures = status.evacuation_failures.clone().unwrap_or_default();
+    if let Some(Time(last)) = failures.last_at {
+        let due = backoff::after(last, backoff::evacuation_delay_s(failures.count));
+        if o.now < due {
+            plan.because(format!("backing off after {} failures", failures.count));
+            plan.wake_at(due);
+            return;
+        }
+    }
+    plan.because(format!("evacuation after {} failures", failures.count));
+    if let Some(operation) = operation(o, vm, status) {
+        plan.then(Create::of(&operation).identified_by(&[label::VM_UID]));
+    }
+}
+
+/// Named after the VM and the first attempt whose name is free: a repeated creation after a crash
+/// meets its own object, a new attempt never an old one.
+fn operation(o: &Observed, vm: &VirtualMachine, status: &InstanceStatus) -> Option<VirtualMachineOperation> {
+    let uid = vm.metadata.uid.clone()?;
+    let prefix = object::EVACUATION_PREFIX.trim_end_matches('-');
+    let taken = |name: &String| o.operations.iter().any(|op| op.object.metadata.name.as_ref() == Some(name));
+    let name = (0..NAMES)
+        .map(|attempt| derived_name(prefix, &uid, "evacuation", attempt))
+        .find(|name| !taken(name))?;
+    let spec = VirtualMachineOperationSpec {
+        type_: VmopType::Evict,
+        virtual_machine_name: vm.metadata.name.clone()?,
+        force: None,
+        migrate: None,
+    };
+    let cause = match status.evacuation_source.as_deref() {
+        Some(SOURCE_REBALANCE) => "rebalance",
+        Some(_) | None => "drain",
+    };
+    let annotations = BTreeMap::from([
+        (annotation::EVACUATION.to_owned(), "true".to_owned()),
+        (annotation::EVACUATION_CAUSE.to_owned(), cause.to_owned()),
+    ]);
+    let mut operation = VirtualMachineOperation::new(&name, spec);
+    operation.metadata = ObjectMeta {
+        namespace: vm.metadata.namespace.clone(),
+        labels: Some([(label::VM_UID.to_owned(), uid)].into()),
+        annotations: Some(annotations),
+        finalizers: Some(vec![finalizer::VMOP_CLEANUP.to_owned(), finalizer::VMOP_EVACUATION.to_owned()]),
+        ..operation.metadata
+    };
+    Some(operation)
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
