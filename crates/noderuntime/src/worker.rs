@@ -70,18 +70,17 @@ pub async fn run(shared: Arc<Shared>, uid: String, mut view: watch::Receiver<Vie
         }
     };
     loop {
-        // A closed channel still holds the last word: "gone".
-        if view.has_changed().unwrap_or(true) {
-            worker.pod = view.borrow_and_update().clone();
-        }
-        match worker.pass().await {
+        let wake = match worker.pass().await {
             Ok(Next::Done) => return,
-            Ok(Next::Again) => {}
-            Ok(Next::Wait(wake)) => worker.wait(&mut view, wake).await,
+            Ok(Next::Again) => Some(Duration::ZERO),
+            Ok(Next::Wait(wake)) => wake,
             Err(error) => {
                 worker.complain(&error);
-                worker.wait(&mut view, Some(RETRY)).await;
+                Some(RETRY)
             }
+        };
+        if worker.wait(&mut view, wake).await {
+            worker.pod = view.borrow_and_update().clone();
         }
     }
 }
@@ -171,11 +170,10 @@ impl Worker {
         }
     }
 
-    /// Waits for a change of the pod, the end of a process, or `wake`.
-    async fn wait(&self, view: &mut watch::Receiver<View>, wake: Option<Duration>) {
-        let ends = self.processes.values().map(|process| Box::pin(process.readable()));
+    /// Waits for a change of the pod (then `true`), the end of a process, or `wake`.
+    async fn wait(&self, view: &mut watch::Receiver<View>, wake: Option<Duration>) -> bool {
         let end = async {
-            let ends: Vec<_> = ends.collect();
+            let ends: Vec<_> = self.processes.values().map(|process| Box::pin(process.readable())).collect();
             if ends.is_empty() {
                 std::future::pending::<()>().await;
             }
@@ -188,10 +186,11 @@ impl Worker {
             }
         };
         tokio::select! {
-            // The sender is dropped after it sent "gone": no further news will come.
-            Ok(()) = view.changed() => {}
-            () = end => {}
-            () = timer => {}
+            biased;
+            // The sender is dropped after it sent "gone": an error here means no further news.
+            Ok(()) = view.changed() => true,
+            () = end => false,
+            () = timer => false,
         }
     }
 
