@@ -313,10 +313,13 @@ impl Step {
         match &self.status.claim {
             _ if ended || old_epoch => true,
             Some(claim) if pod.metadata.uid.as_deref() == Some(&claim.pod_uid) => false,
-            // Not the claimed one: it may not start QEMU. A pod of a move belongs to the move until
-            // it has ended by itself.
-            // The source of a move ends by itself once the target runs.
-            Some(_) => is_final(pod) || !(is_for_a_move(pod) || self.is_source_of_a_move(pod)),
+            // Not the claimed one: it may not start QEMU. Both sides of a move end by themselves and
+            // belong to the move until then. A pod without a node has no process, and nobody who
+            // would report its end.
+            Some(_) => {
+                let never_placed = pod.metadata.deletion_timestamp.is_some() && node_of(pod).is_none();
+                is_final(pod) || never_placed || !(is_for_a_move(pod) || self.is_source_of_a_move(pod))
+            }
             None => is_final(pod) || pod.metadata.deletion_timestamp.is_some(),
         }
     }

@@ -35,8 +35,6 @@ pub struct Device {
     pub size: String,
     /// Who or what keeps it from this VM: the end of a sentence.
     pub taken_by: Option<String>,
-    /// Why it can never be used as it is: a sentence.
-    pub impossible: Option<String>,
 }
 
 impl Device {
@@ -79,17 +77,18 @@ impl Device {
         device
     }
 
-    /// An image of the cluster. Its claim is in another namespace than the launcher, and pods mount
-    /// claims of their own namespace only.
+    /// An image of the cluster. Pods mount claims of their own namespace only: the image's controller
+    /// shows it there under a claim of the same name as its own ([`Self::with_claim`] waits for it).
     #[must_use]
     pub fn of_cluster_image(reference: &BlockDeviceRef, image: Option<&ClusterVirtualImage>) -> Self {
         let mut device = Self { reference: reference.clone(), ..Self::default() };
         let Some(image) = image else { return device };
+        let status = image.status.clone().unwrap_or_default();
         device.uid = image.metadata.uid.clone().unwrap_or_default();
-        device.impossible = Some(format!(
-            "Attaching ClusterVirtualImage {:?} to a VM is not available yet: create a VirtualDisk or a VirtualImage from it",
-            reference.name
-        ));
+        device.claim = status.target.and_then(|target| target.persistent_volume_claim_name);
+        device.ready = status.phase == Some(ImagePhase::Ready) && device.claim.is_some();
+        device.cdrom = status.cdrom.unwrap_or_default();
+        device.size = status.size.and_then(|size| size.unpacked).unwrap_or_default();
         device
     }
 
@@ -102,6 +101,9 @@ impl Device {
             .unwrap_or_default()
             .iter()
             .any(|mode| mode == "ReadWriteMany" || (read_only && mode == "ReadOnlyMany"));
+        if self.reference.kind == BlockDeviceKind::ClusterVirtualImage && claim.is_none() {
+            self.ready = false;
+        }
         self
     }
 
@@ -130,7 +132,7 @@ impl Device {
     }
 
     fn usable(&self) -> bool {
-        self.ready && self.taken_by.is_none() && self.impossible.is_none()
+        self.ready && self.taken_by.is_none()
     }
 
     /// Name of the device inside Instance, pod and QEMU.
@@ -179,9 +181,6 @@ pub fn readiness(devices: &[Device]) -> (BlockDevicesReady, String) {
     if all > DEVICES_MAX {
         let text = format!("Cannot attach {all} block devices ({DEVICES_MAX} is maximum) to the VM.");
         return (BlockDevicesReady::LimitExceeded, text);
-    }
-    if let Some(why) = devices.iter().find_map(|device| device.impossible.as_ref()) {
-        return (BlockDevicesReady::NotReady, format!("{why}."));
     }
     let waiting: Vec<&Device> = devices.iter().filter(|device| !device.ready).collect();
     if !waiting.is_empty() {
