@@ -33,6 +33,7 @@ pub struct Config {
 
 struct Told {
     node: String,
+    node_address: Ipv4Addr,
     generation: Generation,
     at: Instant,
     instead_of: Option<String>,
@@ -86,8 +87,8 @@ impl Keeper {
     }
 
     async fn hear(&self, route: &holdfast_wire::peer::Route) -> Result<(), String> {
-        let address: Ipv4Addr =
-            route.address.parse().map_err(|_| format!("{:?} is not an IPv4 address", route.address))?;
+        let address = crate::server::ipv4(&route.address)?;
+        let node_address = crate::server::ipv4(&route.node_address)?;
         let vms = crate::routes::vms(&self.cluster);
         let api = vms.iter().find(|vm| vm.address == address).and_then(|vm| vm.node.clone());
         {
@@ -96,7 +97,8 @@ impl Keeper {
                 return Ok(());
             }
             let generation = route.generation;
-            let entry = Told { node: route.node.clone(), generation, at: Instant::now(), instead_of: api };
+            let node = route.node.clone();
+            let entry = Told { node, node_address, generation, at: Instant::now(), instead_of: api };
             told.insert(address, entry);
         }
         self.route().await.map_err(|error| chain(&error))
@@ -119,6 +121,7 @@ impl Keeper {
                 .map(|(address, told)| {
                     let hint = Hint {
                         node: told.node.clone(),
+                        node_address: told.node_address,
                         age_s: told.at.elapsed().as_secs(),
                         instead_of: told.instead_of.clone(),
                     };
@@ -127,7 +130,8 @@ impl Keeper {
                 .collect()
         };
         let nodes = self.cluster.node_addresses();
-        let observed = plan::Observed { vms, nodes, hints, ..plan::Observed::default() };
+        let complete = self.cluster.instances.is_complete() && self.cluster.nodes.is_complete();
+        let observed = plan::Observed { vms, nodes, hints, complete, ..plan::Observed::default() };
         let desired = plan::routes(&observed);
         let present: BTreeMap<Ipv4Net, Hop> = self
             .netlink
@@ -137,6 +141,6 @@ impl Keeper {
             .filter(|route| route.link == Some(bridge))
             .map(|route| (route.net, route.hop))
             .collect();
-        apply_routes(&self.netlink, &links, &present, &desired, None).await
+        apply_routes(&self.netlink, &links, &present, &desired, complete, None).await
     }
 }

@@ -114,7 +114,7 @@ impl Outgoing {
         let Some(address) = self.address else { return true };
         let std::net::IpAddr::V4(target_address) = self.target.address.ip() else { return false };
         let route = self.agent.new_route(address, self.id.epoch, &self.target.node, target_address);
-        let hint = self.agent.network.hint(address, &self.target.node, route.generation);
+        let hint = self.agent.network.hint(address, &self.target.node, target_address, route.generation);
         let tell = self.switchboard.tell(&self.agent.identity, &self.keepers, &route, &self.target.node);
         let (here, told) = tokio::join!(hint, tell);
         if let Err(error) = here {
@@ -130,7 +130,9 @@ impl Outgoing {
 pub async fn routes_back(agent: &NodeAgent, id: &Id) {
     let Some(address) = agent.instance(id).and_then(|instance| address_of(&instance)) else { return };
     let route: Route = agent.new_route(address, id.epoch, &agent.config.node, agent.config.node_address);
-    if let Err(error) = agent.network.hint(address, &agent.config.node, route.generation).await {
+    if let Err(error) =
+        agent.network.hint(address, &agent.config.node, agent.config.node_address, route.generation).await
+    {
         tracing::warn!(%id, error = %chain(&error), "the route of this node could not be taken back");
     }
     let keepers = agent.route_keepers();

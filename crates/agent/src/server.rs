@@ -121,10 +121,19 @@ async fn open(agent: &NodeAgent, who: &str, opening: Opening) -> (Opened, Option
 /// # Errors
 /// A sentence: the address cannot be read or the kernel refuses.
 async fn take_route(network: &Network, route: &Route) -> Result<(), String> {
-    let address: Ipv4Addr =
-        route.address.parse().map_err(|_| format!("{:?} is not an IPv4 address", route.address))?;
-    let done: Result<(), NetworkError> = network.hint(address, &route.node, route.generation).await;
+    let address = ipv4(&route.address)?;
+    let node_address = ipv4(&route.node_address)?;
+    let done: Result<(), NetworkError> =
+        network.hint(address, &route.node, node_address, route.generation).await;
     done.map_err(|error| chain(&error))
+}
+
+/// An address as a message carries it.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not an IPv4 address"))
 }
 
 /// A stream of a move to a launcher here. Only the launcher that takes exactly this move gets it.

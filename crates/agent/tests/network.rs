@@ -255,13 +255,13 @@ fn routes_follow_the_guest_on_both_sides_of_a_move() {
         network.set_world(vec![vm("b", true)], nodes()).await.unwrap();
         assert_eq!(routes(), [there.as_str()], "the target is silent before the switch");
 
-        network.hint(GUEST, "a", (1, 10)).await.unwrap();
+        network.hint(GUEST, "a", NODE, (1, 10)).await.unwrap();
         assert_eq!(routes(), [here.as_str()], "switched by the source's word");
-        network.hint(GUEST, "b", (1, 9)).await.unwrap();
+        network.hint(GUEST, "b", OTHER_NODE, (1, 9)).await.unwrap();
         assert_eq!(routes(), [here.as_str()], "an older word does not count");
-        network.hint(GUEST, "b", (1, 11)).await.unwrap();
+        network.hint(GUEST, "b", OTHER_NODE, (1, 11)).await.unwrap();
         assert_eq!(routes(), [there.as_str()], "switched back after a failure");
-        network.hint(GUEST, "a", (1, 12)).await.unwrap();
+        network.hint(GUEST, "a", NODE, (1, 12)).await.unwrap();
         network.set_world(vec![vm("a", false)], nodes()).await.unwrap();
         assert_eq!(routes(), [here.as_str()], "flipped in the API");
 
@@ -300,6 +300,18 @@ fn a_restarted_agent_adopts_live_taps_and_removes_leftovers() {
         let offer = guest.ask_dhcp(MessageType::Discover, None).await;
         assert_eq!(offer.yiaddr(), GUEST, "the adopted guest is served");
         drop(leftover);
+    });
+}
+
+#[test]
+fn a_word_that_comes_before_the_api_was_read_takes_no_other_route_away() {
+    on_a_node(|| async {
+        ip("route add 10.66.10.77 via 10.199.0.9 proto 72");
+        let network = Network::start(settings()).await.unwrap();
+        network.hint(GUEST, "b", OTHER_NODE, (1, 1)).await.unwrap();
+        assert_eq!(routes(), ["10.66.10.14 via 10.199.0.2 dev eth0", "10.66.10.77 via 10.199.0.9 dev eth0"]);
+        network.set_world(vec![vm("b", false)], nodes()).await.unwrap();
+        assert_eq!(routes(), ["10.66.10.14 via 10.199.0.2 dev eth0"], "the API knows no 10.66.10.77");
     });
 }
 

@@ -105,6 +105,7 @@ pub type Generation = (i64, i64);
 
 struct StoredHint {
     node: String,
+    node_address: Ipv4Addr,
     generation: Generation,
     at: Instant,
     instead_of: Option<String>,
@@ -114,6 +115,7 @@ impl StoredHint {
     fn shown(&self) -> plan::Hint {
         plan::Hint {
             node: self.node.clone(),
+            node_address: self.node_address,
             age_s: self.at.elapsed().as_secs(),
             instead_of: self.instead_of.clone(),
         }
@@ -130,6 +132,7 @@ struct State {
     nodes: BTreeMap<String, Ipv4Addr>,
     hints: BTreeMap<Ipv4Addr, StoredHint>,
     pools: BTreeSet<Ipv4Net>,
+    complete: bool,
 }
 
 /// The network of one node. All methods may be called concurrently.
@@ -313,6 +316,7 @@ impl Network {
             let mut state = self.state.lock();
             state.vms = vms;
             state.nodes = nodes;
+            state.complete = true;
         }
         self.route().await
     }
@@ -335,6 +339,7 @@ impl Network {
         &self,
         address: Ipv4Addr,
         node: &str,
+        node_address: Ipv4Addr,
         generation: Generation,
     ) -> Result<(), NetworkError> {
         {
@@ -343,7 +348,13 @@ impl Network {
                 return Ok(());
             }
             let api = state.vms.iter().find(|vm| vm.address == address).and_then(|vm| vm.node.clone());
-            let hint = StoredHint { node: node.to_owned(), generation, at: Instant::now(), instead_of: api };
+            let hint = StoredHint {
+                node: node.to_owned(),
+                node_address,
+                generation,
+                at: Instant::now(),
+                instead_of: api,
+            };
             state.hints.insert(address, hint);
         }
         self.route().await
@@ -373,7 +384,7 @@ impl Network {
             vms.iter().filter(|vm| vm.node.is_some()).map(|vm| vm.address).collect();
         state.hints.retain(|address, hint| alive.contains(address) || hint.at.elapsed() < HINT_MEMORY);
         let hints = state.hints.iter().map(|(address, hint)| (*address, hint.shown())).collect();
-        let taps = state.guests.iter().map(|(uid, guest)| (uid.clone(), guest.tap.clone())).collect();
+        let taps = state.guests.values().map(|guest| (guest.nic.address, guest.tap.clone())).collect();
         plan::Observed {
             here: Some(self.settings.node.clone()),
             vms,
@@ -381,6 +392,7 @@ impl Network {
             hints,
             taps,
             pools: state.pools.clone(),
+            complete: state.complete,
         }
     }
 
@@ -390,11 +402,13 @@ impl Network {
     /// The kernel refuses a route; all others are set nevertheless.
     pub async fn route(&self) -> Result<(), NetworkError> {
         let _guard = self.routing.lock().await;
-        let desired = plan::routes(&self.observe());
+        let observed = self.observe();
+        let desired = plan::routes(&observed);
         let links = self.links()?;
         let present: BTreeMap<Ipv4Net, Hop> =
             self.netlink.our_routes(&links).await?.into_iter().map(|route| (route.net, route.hop)).collect();
-        apply_routes(&self.netlink, &links, &present, &desired, Some(self.settings.node_address)).await
+        let source = Some(self.settings.node_address);
+        apply_routes(&self.netlink, &links, &present, &desired, observed.complete, source).await
     }
 }
 
@@ -405,9 +419,10 @@ pub(crate) async fn apply_routes(
     links: &Links,
     present: &BTreeMap<Ipv4Net, Hop>,
     desired: &BTreeMap<Ipv4Net, Hop>,
+    complete: bool,
     source: Option<Ipv4Addr>,
 ) -> Result<(), NetworkError> {
-    let (set, remove) = plan::difference(present, desired);
+    let (set, remove) = plan::difference(present, desired, complete);
     let mut first_failure = None;
     for (net, hop) in set {
         tracing::debug!(%net, ?hop, "route");

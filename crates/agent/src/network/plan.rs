@@ -28,6 +28,8 @@ pub struct Vm {
 pub struct Hint {
     /// Node that owns the traffic now.
     pub node: String,
+    /// Address of that node, for the time before the nodes are known.
+    pub node_address: Ipv4Addr,
     /// Seconds since it arrived.
     pub age_s: u64,
     /// The node the API named when it came; once the API changes its mind the hint is spent.
@@ -45,10 +47,13 @@ pub struct Observed {
     pub nodes: BTreeMap<String, Ipv4Addr>,
     /// Hints by VM address.
     pub hints: BTreeMap<Ipv4Addr, Hint>,
-    /// Taps present here, by Instance uid.
-    pub taps: BTreeMap<String, String>,
+    /// Taps present here, by VM address.
+    pub taps: BTreeMap<Ipv4Addr, String>,
     /// The pools of VM addresses.
     pub pools: BTreeSet<Ipv4Net>,
+    /// Whether `vms` and `nodes` were read from the API since the start of this program. Before that,
+    /// routes that exist are right until somebody says otherwise.
+    pub complete: bool,
 }
 
 /// Where packets for one destination go.
@@ -87,7 +92,7 @@ pub fn routes(o: &Observed) -> BTreeMap<Ipv4Net, Hop> {
     for vm in &o.vms {
         let Some(owner) = owner(vm, o.hints.get(&vm.address)) else { continue };
         let hop = if Some(owner) == o.here.as_deref() {
-            o.taps.get(&vm.uid).cloned().map(Hop::Tap)
+            o.taps.get(&vm.address).cloned().map(Hop::Tap)
         } else {
             o.nodes.get(owner).copied().map(Hop::Via)
         };
@@ -95,21 +100,31 @@ pub fn routes(o: &Observed) -> BTreeMap<Ipv4Net, Hop> {
             routes.insert(Ipv4Net::from(vm.address), hop);
         }
     }
+    if !o.complete {
+        for (address, hint) in &o.hints {
+            let here = Some(hint.node.as_str()) == o.here.as_deref();
+            let tap = o.taps.get(address).cloned().map(Hop::Tap);
+            let hop = if here { tap } else { Some(Hop::Via(hint.node_address)) };
+            routes.extend(hop.map(|hop| (Ipv4Net::from(*address), hop)));
+        }
+    }
     routes
 }
 
 /// The difference that turns the routes that exist into the desired ones: first what to set
-/// (replacing), then what to remove.
+/// (replacing), then what to remove. As long as the API was not read nothing is removed.
 pub fn difference(
     present: &BTreeMap<Ipv4Net, Hop>,
     desired: &BTreeMap<Ipv4Net, Hop>,
+    complete: bool,
 ) -> (Vec<(Ipv4Net, Hop)>, Vec<Ipv4Net>) {
     let set = desired
         .iter()
         .filter(|(net, hop)| present.get(net) != Some(hop))
         .map(|(net, hop)| (*net, hop.clone()))
         .collect();
-    let remove = present.keys().filter(|net| !desired.contains_key(net)).copied().collect();
+    let superfluous = |net: &&Ipv4Net| complete && !desired.contains_key(net);
+    let remove = present.keys().filter(superfluous).copied().collect();
     (set, remove)
 }
 
@@ -125,6 +140,7 @@ mod tests {
             nodes: [("a", 1), ("b", 2), ("c", 3)]
                 .map(|(name, last)| (name.to_owned(), Ipv4Addr::new(10, 0, 0, last)))
                 .into(),
+            complete: true,
             ..Observed::default()
         }
     }
@@ -134,7 +150,12 @@ mod tests {
     }
 
     fn hint(node: &str, instead_of: &str, age_s: u64) -> Hint {
-        Hint { node: node.into(), age_s, instead_of: Some(instead_of.into()) }
+        Hint {
+            node: node.into(),
+            node_address: Ipv4Addr::new(10, 0, 0, 9),
+            age_s,
+            instead_of: Some(instead_of.into()),
+        }
     }
 
     fn show(o: &Observed) -> String {
@@ -213,7 +234,7 @@ mod tests {
             o.vms = vec![vm(*node, *moving)];
             o.hints.extend(hint.clone().map(|h| (ADDRESS, h)));
             if *tap {
-                o.taps.insert("u".into(), "vmu".into());
+                o.taps.insert(ADDRESS, "vmu".into());
             }
             assert_eq!(&show(&o), expected, "{what}");
         }
@@ -230,15 +251,30 @@ mod tests {
     }
 
     #[test]
+    fn before_the_api_was_read_only_direct_words_count_and_nothing_is_removed() {
+        let mut o = world("a");
+        o.complete = false;
+        o.hints.insert(ADDRESS, hint("b", "a", 0));
+        assert_eq!(show(&o), "via 10.0.0.9");
+        o.hints.insert(ADDRESS, hint("a", "b", 0));
+        assert_eq!(show(&o), "none", "no tap yet");
+        o.taps.insert(ADDRESS, "vmu".into());
+        assert_eq!(show(&o), "tap vmu");
+        let other = Ipv4Net::from(Ipv4Addr::new(10, 66, 10, 99));
+        let present = BTreeMap::from([(other, Hop::Drop)]);
+        assert!(difference(&present, &BTreeMap::new(), false).1.is_empty());
+    }
+
+    #[test]
     fn difference_sets_and_removes_only_what_differs() {
         let net = |last: u8| Ipv4Net::from(Ipv4Addr::new(10, 66, 10, last));
         let via = |last: u8| Hop::Via(Ipv4Addr::new(10, 0, 0, last));
         let present = BTreeMap::from([(net(1), via(1)), (net(2), via(1)), (net(3), via(1))]);
         let desired = BTreeMap::from([(net(1), via(1)), (net(2), via(2)), (net(4), via(1))]);
-        let (set, remove) = difference(&present, &desired);
+        let (set, remove) = difference(&present, &desired, true);
         assert_eq!(set, [(net(2), via(2)), (net(4), via(1))]);
         assert_eq!(remove, [net(3)]);
-        let (set, remove) = difference(&desired, &desired);
+        let (set, remove) = difference(&desired, &desired, true);
         assert!(set.is_empty() && remove.is_empty(), "a settled node plans nothing");
     }
 }
