@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use holdfast_api::Time;
 use holdfast_api::engine::{
-    Claim, Exit, ExitCause, Instance, InstanceState, InstanceStatus, LauncherPod, PodRole, Power, Proof,
-    ProofKind, Report, ReportState, StartFailures, Stop, StopMode,
+    Claim, Exit, ExitCause, Instance, InstanceState, InstanceStatus, LauncherPod, MigrationResult, PodRole,
+    Power, Proof, ProofKind, Report, ReportState, StartFailures, Stop, StopMode,
 };
 use holdfast_api::names::{finalizer, label};
 use holdfast_domain::{backoff, exit};
@@ -99,6 +99,10 @@ fn release(plan: &mut Plan, pod: &Arc<Pod>) {
 fn tend(plan: &mut Plan, o: &Observed, pod: &Arc<Pod>, status: &InstanceStatus) {
     if let Some(body) = launcher_pod::propagation(&o.instance, pod) {
         plan.then(Patch { target: Ref::exact(&**pod), status: false, body });
+    }
+    if shall_stop(&o.instance) && was_never_started(pod) && pod.metadata.deletion_timestamp.is_none() {
+        // Its container has not been started and shall not be: nobody else would end it.
+        plan.then(Effect::delete(&**pod));
     }
     let is_claimed = status.claim.as_ref().map(|claim| claim.pod_uid.as_str()) == pod.metadata.uid.as_deref();
     let runs = is_claimed && status.state == Some(InstanceState::Running);
@@ -280,6 +284,8 @@ impl Step {
             return self.become_state(InstanceState::Stopping, Some(reason::POD_TERMINATING), message);
         }
         match report.map(|report| (report.state, report)) {
+            // The flip moved the claim; the target's own report follows. The guest runs.
+            None if self.has_just_moved() => self.become_state(InstanceState::Running, None, ""),
             Some((ReportState::Running, _)) => {
                 self.status.start_failures = None;
                 self.become_state(InstanceState::Running, None, "");
@@ -322,6 +328,16 @@ impl Step {
             }
             None => is_final(pod) || pod.metadata.deletion_timestamp.is_some(),
         }
+    }
+
+    /// The claimed pod took the guest over from another one that ran it.
+    fn has_just_moved(&self) -> bool {
+        let (Some(migration), Some(claim)) = (&self.status.migration, &self.status.claim) else {
+            return false;
+        };
+        migration.result == Some(MigrationResult::Succeeded)
+            && migration.target.pod_uid == claim.pod_uid
+            && self.status.state == Some(InstanceState::Running)
     }
 
     fn is_source_of_a_move(&self, pod: &Pod) -> bool {
@@ -382,6 +398,12 @@ fn is_for_a_move(pod: &Pod) -> bool {
 fn is_final(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// The pod has a node, and the node has not started its container.
+fn was_never_started(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    node_of(pod).is_some() && matches!(phase, None | Some("Pending"))
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {

@@ -66,14 +66,19 @@ fn settle(o: &mut Observed) -> Plan {
                 }
             }
             Effect::Delete { target, .. } => {
-                o.pods.retain(|pod| {
-                    pod.metadata.name.as_deref() != Some(&target.name)
-                        || pod.metadata.finalizers.as_ref().is_some_and(|all| !all.is_empty())
-                });
+                for pod in o.pods.iter_mut().filter(|pod| pod.metadata.name.as_deref() == Some(&target.name))
+                {
+                    Arc::make_mut(pod).metadata.deletion_timestamp = Some(Time(o.now));
+                }
             }
             Effect::Event(_) => {}
         }
     }
+    // Deleted and held by nobody: gone.
+    o.pods.retain(|pod| {
+        pod.metadata.deletion_timestamp.is_none()
+            || pod.metadata.finalizers.as_ref().is_some_and(|all| !all.is_empty())
+    });
     o.instance = Arc::new(serde_json::from_value(value).unwrap());
     plan
 }
@@ -276,6 +281,34 @@ fn a_rebooted_node_proves_nothing_while_a_target_of_a_move_lives() {
     settle(&mut o);
     assert_ne!(state(&o), InstanceState::Ended);
     assert_eq!(o.instance.status.as_ref().unwrap().pods[1].role, PodRole::Target);
+}
+
+#[test]
+fn a_vm_that_has_moved_keeps_running_before_the_targets_first_report() {
+    let mut o = started();
+    edit(&mut o, |instance| {
+        let status = instance.status.as_mut().unwrap();
+        status.claim.as_mut().unwrap().pod_uid = "uid-target".into();
+        status.migration = Some(holdfast_api::engine::InstanceMigration {
+            result: Some(MigrationResult::Succeeded),
+            target: holdfast_api::engine::Side { pod_uid: "uid-target".into(), ..Default::default() },
+            ..Default::default()
+        });
+    });
+    settle(&mut o);
+    assert_eq!(state(&o), InstanceState::Running);
+}
+
+#[test]
+fn a_pod_whose_container_was_never_started_goes_when_the_vm_shall_stop() {
+    let mut o = observed(instance(1, Power::On));
+    settle(&mut o);
+    bind(&mut o, "n1");
+    settle(&mut o);
+    assert_eq!(state(&o), InstanceState::Booting);
+    edit(&mut o, |instance| instance.spec.power = Power::Off);
+    let plan = plan(&o);
+    assert!(plan.effects.iter().any(|effect| matches!(effect, Effect::Delete { .. })), "{plan:?}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use holdfast_api::vm::conditions::{
 };
 use holdfast_api::vmclass::VmClassPhase;
 use holdfast_api::vmip::VmipPhase;
+use holdfast_domain::admission::check_sizing_policy;
 
 use super::devices;
 use super::observe::Observed;
@@ -76,7 +77,13 @@ fn sizing(o: &Observed) -> (SizingPolicyMatched, String) {
         Some(class) if class.metadata.deletion_timestamp.is_some() => {
             (SizingPolicyMatched::ClassTerminating, format!("VirtualMachineClass {name:?} is being deleted."))
         }
-        Some(_) => (SizingPolicyMatched::Matched, String::new()),
+        Some(class) => {
+            let policies = class.spec.sizing_policies.as_deref().unwrap_or_default();
+            match check_sizing_policy(&o.vm.spec, name, policies) {
+                Ok(()) => (SizingPolicyMatched::Matched, String::new()),
+                Err(why) => (SizingPolicyMatched::NotMatched, format!("Size policy matching errors: {why}.")),
+            }
+        }
     }
 }
 
