@@ -8,7 +8,7 @@
 //! | [`admission`] | rules plugged into the write path by the platform |
 //! | [`auth`] | certificate authority, tokens, RBAC, default roles |
 //! | [`http`] | the shell: TLS, routing, negotiation, streams |
-//! | [`server`] | [`run`](server::run): configuration and assembly |
+//! | [`server`] | [`run`]: configuration and assembly |
 //! | [`testing`] | a server on a free port in a temporary directory |
 //!
 //! Object semantics (schemas, patches, server-side apply, selectors, Table cells, OpenAPI) live in

@@ -262,3 +262,34 @@ async fn tables_over_lists_gets_and_watches() -> Result<()> {
     );
     Ok(())
 }
+
+// KS-A30
+#[tokio::test]
+async fn a_watch_over_websocket() -> Result<()> {
+    let server = server().await?;
+    let http = Http::new(&server).await?;
+    http.post(WIDGETS, &widget("a", json!({}))).await?.expect(201)?;
+    let protocol = "base64.binary.k8s.io";
+    let request = http::Request::get(format!("{WIDGETS}?watch=1"))
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .header("sec-websocket-protocol", protocol)
+        .body(kube::client::Body::empty())?;
+    let response = client(server.kubeconfig()).await?.send(request).await?;
+    ensure!(response.status() == 101, "{response:?}");
+    ensure!(response.headers()["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "{response:?}");
+    ensure!(response.headers()["sec-websocket-protocol"] == protocol, "{response:?}");
+    let io = hyper_util::rt::TokioIo::new(hyper::upgrade::on(response).await?);
+    let role = tokio_tungstenite::tungstenite::protocol::Role::Client;
+    let mut frames = tokio_tungstenite::WebSocketStream::from_raw_socket(io, role, None).await;
+    let mut next = async || -> Result<Value> {
+        let frame = tokio::time::timeout(LIMIT, frames.next()).await?.context("closed")??;
+        Ok(serde_json::from_str(frame.to_text()?)?)
+    };
+    ensure!(kinds(&[next().await?]) == ["ADDED a"]);
+    http.delete(&format!("{WIDGETS}/a"), &json!({})).await?.expect(200)?;
+    ensure!(kinds(&[next().await?]) == ["DELETED a"]);
+    Ok(())
+}

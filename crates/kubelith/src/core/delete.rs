@@ -67,7 +67,7 @@ impl Txn<'_> {
         options: &DeleteOptions,
     ) -> Result<Deleted, Status> {
         check_preconditions(served, old, options)?;
-        let before = served.read(&old);
+        let before = served.read(old);
         if served.is("", "namespaces") && PROTECTED.contains(&&*old.key.name) {
             return Err(Status::forbidden(
                 &GroupResource::new("", "namespaces"),

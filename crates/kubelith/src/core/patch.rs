@@ -53,7 +53,7 @@ impl Txn<'_> {
         body: &Body,
     ) -> Result<Written, Status> {
         let kind = &served.kind;
-        let before = served.read(&old);
+        let before = served.read(old);
         let mut after = match how {
             PatchType::Json => patch::json(&before, &body.value)?,
             PatchType::Strategic => patch::strategic(&kind.schema, &before, &body.value)?,
@@ -96,7 +96,7 @@ impl Txn<'_> {
         let mut config = body.value;
         self.check_applied(served, (namespace, name), &config)?;
         let old = self.find(served, namespace, name);
-        let before = old.as_ref().map(|object| served.read(&object));
+        let before = old.as_ref().map(|object| served.read(object));
         if config["metadata"]["name"].is_null() {
             config["metadata"]["name"] = Value::from(name);
         }

@@ -95,7 +95,7 @@ pub(super) fn selects(
             return false;
         }
     }
-    !other_fields || fields.matches(&served.kind, &served.read(&object))
+    !other_fields || fields.matches(&served.kind, &served.read(object))
 }
 
 impl Core {

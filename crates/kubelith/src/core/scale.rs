@@ -84,7 +84,7 @@ impl Txn<'_> {
                 FieldError::invalid("spec.replicas", &json!(replicas), "must be greater than or equal to 0");
             return Err(Status::invalid("autoscaling", "Scale", &old.key.name, &[error]));
         }
-        let before = served.read(&old);
+        let before = served.read(old);
         let mut after = before.clone();
         for field in ["uid", "resourceVersion"] {
             if let Some(given) = scale["metadata"][field].as_str().filter(|v| !v.is_empty()) {

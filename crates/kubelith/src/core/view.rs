@@ -23,7 +23,7 @@ impl View for TxnView<'_, '_> {
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Value> {
         let registry = self.0.core.registry();
         let Some(served) = registry.preferred(group, resource) else { return Vec::new() };
-        self.0.list(served, namespace).iter().map(|object| served.read(&object)).collect()
+        self.0.list(served, namespace).iter().map(|object| served.read(object)).collect()
     }
 
     fn now(&self) -> i64 {

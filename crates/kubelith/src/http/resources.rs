@@ -187,13 +187,13 @@ fn render_list(
             out.into()
         }
         Form::Table => {
-            let values: Vec<Value> = result.items.iter().map(|o| served.read(&o)).collect();
+            let values: Vec<Value> = result.items.iter().map(|o| served.read(o)).collect();
             let references: Vec<&Value> = values.iter().collect();
             bytes(&columns::table(&served.kind, &references, metadata, include, true, now))
         }
         Form::Partial => {
             let items: Vec<Value> =
-                result.items.iter().map(|o| columns::partial_metadata(&served.read(&o))).collect();
+                result.items.iter().map(|o| columns::partial_metadata(&served.read(o))).collect();
             bytes(
                 &json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items}),
             )
@@ -221,7 +221,7 @@ pub(super) fn render_written(
 
 /// The JSON text of an object in the version of the endpoint, without work where it is stored so.
 pub(super) fn text_of(served: &Served, object: &Object) -> Bytes {
-    if served.is_verbatim(object) { object.json.clone() } else { bytes(&served.read(&object)) }
+    if served.is_verbatim(object) { object.json.clone() } else { bytes(&served.read(object)) }
 }
 
 /// Waits until what is about to be shown is durable.

@@ -233,7 +233,7 @@ impl Stream<'_> {
         let shown = if self.plan.form == Form::Json && object.rev == rev {
             text_of(served, object)
         } else {
-            let mut value = served.read(&object);
+            let mut value = served.read(object);
             value["metadata"]["resourceVersion"] = json!(rev.to_string());
             bytes(&self.shape(value))
         };

@@ -61,14 +61,14 @@ impl Served {
 
     /// A stored object as this endpoint shows it: in its version, with the defaults of today (KS 11.3).
     pub fn read(&self, object: &Object) -> Value {
-        let mut value = self.from_storage(object.value());
+        let mut value = self.served_form(object.value());
         if object.rev < self.defaults_since {
             self.kind.default(&mut value);
         }
         value
     }
 
-    fn from_storage(&self, mut value: Value) -> Value {
+    fn served_form(&self, mut value: Value) -> Value {
         if !self.is_storage_version() {
             if events::is_event(&self.kind) {
                 value = events::to_new(value);
