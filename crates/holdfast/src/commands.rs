@@ -1,7 +1,7 @@
 //! `down`, `status`, `kubeconfig`, `logs`, `node`.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -277,8 +277,10 @@ pub fn logs(home: &Home, component: Option<&str>, tail: usize, follow: bool) -> 
             return Ok(());
         }
     }
-    file.stream_position()?;
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         let mut text = String::new();
         file.read_to_string(&mut text)?;
         if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
@@ -286,7 +288,6 @@ pub fn logs(home: &Home, component: Option<&str>, tail: usize, follow: bool) -> 
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    Ok(())
 }
 
 fn log_names(home: &Home) -> Vec<String> {

@@ -231,10 +231,10 @@ impl Supervisor {
 
     fn signal(&self, nodes: bool, signal: Signal) {
         for kept in &self.kept {
-            if matches!(kept.component, Component::Node(_)) == nodes {
-                if let Some((_, fd)) = &kept.process {
-                    let _ = fd.signal(signal);
-                }
+            if let (true, Some((_, fd))) =
+                (matches!(kept.component, Component::Node(_)) == nodes, &kept.process)
+            {
+                let _ = fd.signal(signal);
             }
         }
     }

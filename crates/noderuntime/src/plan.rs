@@ -285,7 +285,8 @@ mod tests {
         let failed_by_others = json!({"status": {"phase": "Failed"}});
         let start = || Step::Start("compute".to_owned());
         let waiting = State::Waiting { not_before_ms: 0 };
-        let rows: Vec<(&str, Option<&serde_json::Value>, State, Option<i64>, Step)> = vec![
+        type Row<'a> = (&'a str, Option<&'a serde_json::Value>, State, Option<i64>, Step);
+        let rows: Vec<Row<'_>> = vec![
             ("new", Some(&none), waiting.clone(), None, start()),
             ("crash before asking init", Some(&none), State::Starting, None, start()),
             ("runs", Some(&none), running(), None, Step::Wait(None)),

@@ -12,6 +12,8 @@ use holdfast_sys::durable;
 use holdfast_sys::proc::ProcessId;
 use serde::{Deserialize, Serialize};
 
+use crate::launch::ExitRecord;
+
 /// Record of one pod, `runtime/<uid>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -139,25 +141,41 @@ impl PodRecord {
     }
 
     /// After a new boot of the node: everything of the boot before is gone with its PID namespace.
-    /// Returns whether anything changed.
-    pub fn enter_boot(&mut self, boot_id: &str, now: &str) -> bool {
+    /// `exit_of` gives what the init of that boot wrote about a start before it ended. Returns whether
+    /// anything changed.
+    pub fn enter_boot(
+        &mut self,
+        boot_id: &str,
+        now: &str,
+        exit_of: impl Fn(&str, u32) -> Option<ExitRecord>,
+    ) -> bool {
         if self.boot_id == boot_id {
             return false;
         }
         boot_id.clone_into(&mut self.boot_id);
-        for container in self.containers.values_mut() {
+        for (name, container) in &mut self.containers {
             let started_at = match &container.state {
                 State::Starting => String::new(),
                 State::Running { started_at, .. } => started_at.clone(),
                 State::Waiting { .. } | State::Exited { .. } => continue,
             };
-            let exit = Exit {
-                code: 137,
-                signal: Some(9),
-                reason: "NodeRestarted".to_owned(),
-                message: "the node was powered off while the container ran".to_owned(),
-                started_at,
-                finished_at: now.to_owned(),
+            let exit = match exit_of(name, container.attempt) {
+                Some(known) => Exit {
+                    reason: if known.code == 0 { "Completed" } else { "Error" }.to_owned(),
+                    message: String::new(),
+                    code: known.code,
+                    signal: known.signal,
+                    started_at,
+                    finished_at: known.finished_at,
+                },
+                None => Exit {
+                    code: 137,
+                    signal: Some(9),
+                    reason: "NodeRestarted".to_owned(),
+                    message: "the node was powered off while the container ran".to_owned(),
+                    started_at,
+                    finished_at: now.to_owned(),
+                },
             };
             container.state = State::Exited { exit };
         }
@@ -210,11 +228,23 @@ pub(crate) mod tests {
             [(running(), true), (State::Starting, true), (State::Waiting { not_before_ms: 0 }, false)]
         {
             let mut record = record(state.clone());
-            assert!(!record.enter_boot("b1", "now"));
-            assert!(record.enter_boot("b2", "now"));
+            assert!(!record.enter_boot("b1", "now", |_, _| None));
+            assert!(record.enter_boot("b2", "now", |_, _| None));
             let now = &record.containers["compute"].state;
             assert_eq!(matches!(now, State::Exited { .. }), ended, "{state:?}");
             assert!(!record.may_have_processes());
         }
+    }
+
+    #[test]
+    fn what_the_init_of_the_boot_before_wrote_is_the_truth() {
+        let known = ExitRecord { code: 0, signal: None, finished_at: "then".to_owned() };
+        let mut record = record(running());
+        assert!(record.enter_boot("b2", "now", |name, attempt| {
+            assert_eq!((name, attempt), ("compute", 0));
+            Some(known.clone())
+        }));
+        let State::Exited { exit } = &record.containers["compute"].state else { panic!("not ended") };
+        assert_eq!((exit.code, exit.reason.as_str(), exit.finished_at.as_str()), (0, "Completed", "then"));
     }
 }

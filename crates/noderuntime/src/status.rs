@@ -91,7 +91,7 @@ fn missing_gate(pod: &Pod) -> Option<String> {
     let gates = pod.spec.as_ref()?.readiness_gates.as_ref()?;
     gates
         .iter()
-        .find(|gate| !existing(pod, &gate.condition_type).is_some_and(|c| c.status == "True"))
+        .find(|gate| existing(pod, &gate.condition_type).is_none_or(|c| c.status != "True"))
         .map(|gate| gate.condition_type.clone())
 }
 

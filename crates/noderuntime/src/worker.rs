@@ -110,7 +110,13 @@ impl Worker {
         let now = time::now();
         let record = match (PodRecord::load(&path)?, &pod) {
             (Some(mut record), _) => {
-                if record.enter_boot(&shared.config.node.boot_id, &now) {
+                let exits = shared.dir.exits();
+                let exit_of = |container: &str, attempt: u32| {
+                    let container = container.to_owned();
+                    let key = StartKey { pod_uid: uid.to_owned(), container, attempt };
+                    read_exit(&exits.join(key.file_name()))
+                };
+                if record.enter_boot(&shared.config.node.boot_id, &now, exit_of) {
                     record.save(&path)?;
                 }
                 record
@@ -229,10 +235,9 @@ impl Worker {
             if self.processes.contains_key(&name) {
                 continue;
             }
-            if let Some(State::Running { process, .. }) = self.state(&name) {
-                if let Some(fd) = process.open().and_then(|fd| asyncfd::register_process(fd).ok()) {
-                    self.processes.insert(name, fd);
-                }
+            let Some(State::Running { process, .. }) = self.state(&name) else { continue };
+            if let Some(fd) = process.open().and_then(|fd| asyncfd::register_process(fd).ok()) {
+                self.processes.insert(name, fd);
             }
         }
         Ok(())
@@ -261,8 +266,7 @@ impl Worker {
     }
 
     fn exit_from_file(&self, container: &str) -> Option<ExitRecord> {
-        let path = self.shared.dir.exits().join(self.key(container).file_name());
-        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+        read_exit(&self.shared.dir.exits().join(self.key(container).file_name()))
     }
 
     fn state(&self, container: &str) -> Option<&State> {
@@ -468,12 +472,12 @@ impl Worker {
     }
 
     fn restart(&mut self, name: &str, not_before_ms: i64) -> Result<(), String> {
-        if let Some(container) = self.record.containers.get_mut(name) {
-            if let State::Exited { exit } = &container.state {
-                container.last = Some(exit.clone());
-                container.attempt += 1;
-                container.state = State::Waiting { not_before_ms };
-            }
+        if let Some(container) = self.record.containers.get_mut(name)
+            && let State::Exited { exit } = &container.state
+        {
+            container.last = Some(exit.clone());
+            container.attempt += 1;
+            container.state = State::Waiting { not_before_ms };
         }
         self.save()?;
         if not_before_ms > time::now_ms() {
@@ -560,6 +564,12 @@ impl Worker {
             group.remove().map_err(text)?;
         }
         remove_dir(self.dir.path()).map_err(text)?;
+        for (name, container) in &self.record.containers {
+            for attempt in 0..=container.attempt {
+                let key = StartKey { attempt, ..self.key(name) };
+                let _ = std::fs::remove_file(self.shared.dir.exits().join(key.file_name()));
+            }
+        }
         // Last: as long as the record is there a crash here is repaired.
         holdfast_sys::durable::remove(&self.shared.dir.record(&self.record.uid)).map_err(text)
     }
@@ -604,6 +614,10 @@ fn fresh_record(uid: &str, pod: &Pod, boot_id: &str, now: String) -> PodRecord {
             .map(|name| (name.to_owned(), ContainerRecord::new()))
             .collect(),
     }
+}
+
+fn read_exit(path: &Path) -> Option<ExitRecord> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
 fn names_in(record: &PodRecord, wanted: impl Fn(&State) -> bool) -> Vec<String> {
