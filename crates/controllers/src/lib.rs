@@ -6,6 +6,7 @@
 //! | `migration` | Migration; `Instance.status.migration` | Instance, target pods | `engine/migration` |
 //! | `slots` | Migration: slot and hand-off | all Migrations, target pods, Node | `engine/slots` |
 //! | `evacuation` | Instance: evacuation rows | VirtualMachine, vmop, Migration, Node | `evacuation` |
+//! | `placement` | none, creates vmops | Instance, VirtualMachine, vmop, Node | `placement_update` |
 //! | `vmclass` | VirtualMachineClass | Node, VirtualMachine | `vmclass` |
 //! | `vd` | VirtualDisk | claims, importer pods, images, StorageClass, VirtualMachine | `vd`, `import` |
 //! | `vi`, `cvi` | VirtualImage, ClusterVirtualImage | as `vd`, and volumes | `image`, `import` |
@@ -22,6 +23,7 @@ pub mod evacuation;
 pub mod fronts;
 pub mod image;
 pub mod import;
+pub mod placement_update;
 pub mod vd;
 pub mod vmclass;
 pub mod vmip;
@@ -95,7 +97,8 @@ fn assemble(client: kube::Client, config: &Config) -> Runtime {
     let vmop = fronts::deckhouse::vmop::VmopController::new(runtime.caches());
     runtime.add(vmop);
     let evacuation = evacuation::EvacuationController::new(runtime.caches());
-    runtime.add(evacuation);
+    let placement = placement_update::PlacementController::new(runtime.caches());
+    runtime.add(evacuation).add(placement);
     let vmclass = vmclass::VmClassController::new(runtime.caches());
     let vmip = vmip::VmipController::new(runtime.caches());
     let vmipl = vmipl::VmiplController::new(runtime.caches());
