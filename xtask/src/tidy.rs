@@ -82,8 +82,11 @@ fn exceptions() -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
+/// Crates that a crate may use; `None`: all of a lower level.
+type Allowed = Option<BTreeSet<String>>;
+
 /// The table of ARCHITECTURE.md: crate → (level, what it may depend on; None = everything below).
-fn table() -> Result<BTreeMap<String, (u32, Option<BTreeSet<String>>)>> {
+fn table() -> Result<BTreeMap<String, (u32, Allowed)>> {
     let text = fs::read_to_string(crate::root().join("ARCHITECTURE.md"))?;
     let mut table = BTreeMap::new();
     for line in text.lines().filter(|l| l.starts_with("| `")) {

@@ -79,8 +79,9 @@ pub fn convert(from: &Path, format: Format, to: &Path, mut seen: impl FnMut(u64)
             if let Some(thousandths) = last_share(&text) {
                 seen(thousandths);
             }
-            let keep = text.len().saturating_sub(64);
-            text.drain(..text.ceil_char_boundary(keep));
+            // A share is a few characters: only the end is looked at again.
+            let drop = text.char_indices().nth_back(63).map_or(0, |(at, _)| at);
+            text.drain(..drop);
         }
     }
     let output = child.wait_with_output().map_err(Error::file("Waiting for qemu-img on", from))?;

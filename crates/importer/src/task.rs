@@ -44,8 +44,11 @@ fn refuse_iso(format: Format, request: &Request) -> Result<(), Error> {
     Ok(())
 }
 
-/// The beginning of unpacked data, and all of it again as a reader.
-fn look(mut data: Box<dyn Read + '_>) -> Result<(Format, Vec<u8>, Box<dyn Read + '_>), Error> {
+/// Unpacked data: what it is, how it begins, and all of it as a reader.
+type Looked<'r> = (Format, Vec<u8>, Box<dyn Read + 'r>);
+
+/// Reads the beginning of unpacked data without losing it.
+fn look(mut data: Box<dyn Read + '_>) -> Result<Looked<'_>, Error> {
     let mut head = vec![0; HEAD];
     let count = unpack::read_full(&mut *data, &mut head).map_err(unreadable)?;
     head.truncate(count);
