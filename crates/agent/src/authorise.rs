@@ -160,7 +160,7 @@ mod tests {
         i.status.as_mut().unwrap()
     }
 
-    // INV-3, VL-F (FR §3.6 rules a to c)
+    // INV-3 (failure-and-rebalancing.md §3.6, rules a to c)
     #[test]
     fn cold_start_table() {
         type Edit = fn(&mut Instance, &mut Here);

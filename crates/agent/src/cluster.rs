@@ -111,16 +111,20 @@ impl Cluster {
         tokio::spawn(async move {
             let mut events = watcher::watcher(api, config).default_backoff().boxed();
             let mut fresh = BTreeMap::new();
+            let mut failing = false;
             while let Some(event) = events.next().await {
                 match event {
                     Ok(event) => {
+                        failing &= matches!(event, Event::Init);
                         if take_in(&cache, &mut fresh, event) {
                             changed.send_modify(|count| *count += 1);
                         }
                     }
-                    Err(error) => {
+                    // Said once: an API that is away is away for seconds.
+                    Err(error) if !std::mem::replace(&mut failing, true) => {
                         tracing::warn!(kind = %K::kind(&K::DynamicType::default()), %error, "the watch broke; trying again");
                     }
+                    Err(_) => {}
                 }
             }
         });

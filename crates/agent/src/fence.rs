@@ -92,12 +92,14 @@ pub async fn keep(client: kube::Client, node: String, boot_id: String, gate: wat
     let api: Api<Lease> = Api::namespaced(client, PLATFORM_NAMESPACE);
     let mut present = None;
     let mut acked = 0;
+    let mut failing = false;
     loop {
         let mut pause = RENEW;
         match tokio::time::timeout(LATE, renew(&api, present.take(), &node, &boot_id, acked)).await {
             Ok(Ok(Some(lease))) => {
                 acked = seq(&lease);
                 present = Some(lease);
+                failing = false;
                 gate.send_if_modified(|open| !std::mem::replace(open, true));
             }
             Ok(Ok(None)) => {
@@ -107,7 +109,10 @@ pub async fn keep(client: kube::Client, node: String, boot_id: String, gate: wat
             }
             Ok(Err(error)) => {
                 pause = Duration::from_millis(500);
-                tracing::warn!(%node, %error, "the fence lease was not renewed");
+                // Said once: an API that is away is away for seconds.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%node, %error, "the fence lease was not renewed; trying on");
+                }
             }
             Err(_) => tracing::warn!(%node, "the answer to a renewal of the fence lease is late"),
         }

@@ -74,7 +74,7 @@ fn reported(facts: &Facts, before: &Instance) -> String {
     format!("{:?}{cause}{node}", report.state)
 }
 
-// VL-1.5, INV-3: the end is reported only when it is certain
+// INV-3: the end is reported only when it is certain
 #[test]
 fn report_table() {
     let ended = |cause, state| {
@@ -237,7 +237,6 @@ fn source_milestones_table() {
     }
 }
 
-// MM-1.7: an abort is settled by the source
 #[test]
 fn abort_is_settled_when_the_guest_is_known_to_stay() {
     let aborted = || migration(|s| s.abort = Some(Abort::default()));

@@ -166,7 +166,6 @@ fn power_off_table() {
     );
 }
 
-// MM-F26 to F7, the source's decisions
 #[test]
 fn source_table() {
     let w = world;
