@@ -1,7 +1,7 @@
 //! The processes of a home: their names, command lines, start, adoption.
 
 use std::fs::OpenOptions;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::Context as _;
@@ -55,14 +55,32 @@ impl Component {
     }
 }
 
-/// The running program, also after its file was replaced by a new build.
+/// Directory of the programs: the running one's, also after its file was replaced by a new build.
 ///
 /// # Errors
 /// When `/proc` is not mounted.
-pub fn own_program() -> anyhow::Result<std::path::PathBuf> {
+pub fn programs() -> anyhow::Result<PathBuf> {
     let path = std::env::current_exe().context("find the running program")?;
-    let text = path.to_string_lossy();
-    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), Into::into))
+    let path = path.parent().context("the running program has no directory")?;
+    Ok(path.to_owned())
+}
+
+/// `holdfast`, with everything in it.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn full_program() -> anyhow::Result<PathBuf> {
+    Ok(programs()?.join("holdfast"))
+}
+
+/// `holdfast-keeper`, which can only `supervise`, `node-init` and `pod-exec`, and is small: one runs
+/// for each home and node. Without it `holdfast` does the same and weighs more.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn lean_program() -> anyhow::Result<PathBuf> {
+    let lean = programs()?.join("holdfast-keeper");
+    if lean.is_file() { Ok(lean) } else { full_program() }
 }
 
 /// Starts a component, detached from the caller, and records its identity.
@@ -71,7 +89,11 @@ pub fn own_program() -> anyhow::Result<std::path::PathBuf> {
 /// Names the component.
 pub fn start(home: &Home, facts: &Facts, component: &Component) -> anyhow::Result<(ProcessId, PidFd)> {
     let name = component.name();
-    let mut command = command(home, &name, &component.args(home))?;
+    let program = match component {
+        Component::Node(_) => lean_program()?,
+        Component::Kubelith | Component::Controller => full_program()?,
+    };
+    let mut command = command(home, &name, &program, &component.args(home))?;
     if let Component::Node(node) = component {
         command = command.network(Network::named(&facts.namespace(node))?).new_mounts().new_pid_namespace();
     }
@@ -80,15 +102,15 @@ pub fn start(home: &Home, facts: &Facts, component: &Component) -> anyhow::Resul
     Ok((child.id, child.pidfd))
 }
 
-/// The program with arguments, output appended to the log, in its own session.
+/// A program with arguments, output appended to the log, in its own session.
 ///
 /// # Errors
 /// When the log cannot be opened.
-pub fn command(home: &Home, log: &str, args: &[String]) -> anyhow::Result<Command> {
+pub fn command(home: &Home, log: &str, program: &Path, args: &[String]) -> anyhow::Result<Command> {
     let path = home.log(log);
     let output = OpenOptions::new().create(true).append(true).open(&path);
     let output = output.with_context(|| format!("open log {}", path.display()))?;
-    Ok(Command::new(own_program()?)
+    Ok(Command::new(program)
         .args(args)
         .current_dir("/")
         .stdin(Stdio::null())

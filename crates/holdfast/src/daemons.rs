@@ -109,7 +109,8 @@ pub fn node_init(home: &Home, name: &str) -> anyhow::Result<()> {
     };
     let config = holdfast_noderuntime::init::Config {
         node_dir: home.node(&node.name),
-        binary: components::own_program()?,
+        binary: components::full_program()?,
+        pod_exec: components::lean_program()?,
         daemons: vec![daemon("noderuntime"), daemon("agent")],
         stop_grace: GUEST_GRACE,
     };
@@ -124,12 +125,11 @@ pub async fn noderuntime(home: Home, name: &str) -> anyhow::Result<()> {
     let facts = home.known_facts()?;
     let node = facts.node(name)?;
     let client = identity::client(&Identity::Runtime(node).kubeconfig(&home)).await?;
-    let program = components::own_program()?;
     let config = holdfast_noderuntime::Config {
         node_dir: home.node(name).path().to_owned(),
         node: node_info(&facts, node, home.node(name).path())?,
         timers: Timers::default(),
-        programs: program.parent().context("the program has no directory")?.to_owned(),
+        programs: components::programs()?,
         cgroup: facts.node_cgroup(node),
     };
     holdfast_noderuntime::run(config, client).await

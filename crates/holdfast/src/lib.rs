@@ -169,6 +169,35 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Entry of `holdfast-keeper`. Its command lines are made by this program, never typed, and are the
+/// same as those of `holdfast`; parsed by hand to stay small.
+#[must_use]
+pub fn keeper() -> ExitCode {
+    holdfast_sys::memory::stay_small();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let home = |path: &str| Home::find(Some(std::path::Path::new(path)));
+    let result = match args[..] {
+        ["pod-exec", launch] => {
+            eprintln!("{:#}", holdfast_noderuntime::podexec::run(std::path::Path::new(launch)));
+            return ExitCode::from(128);
+        }
+        ["supervise", "--home", path] => home(path).and_then(|home| supervisor::run(home, false)),
+        ["supervise", "--home", path, "--stop"] => home(path).and_then(|home| supervisor::run(home, true)),
+        ["node-init", "--home", path, "--node", node] => {
+            home(path).and_then(|home| daemons::node_init(&home, node))
+        }
+        _ => Err(anyhow::anyhow!("this program is started by `holdfast up`, not by hand")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("holdfast-keeper: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Runs a daemon's future: logging to standard error, a small runtime, one line for the end.
 fn daemon(threads: usize, future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| {

@@ -33,8 +33,10 @@ const MAX_LINE: usize = 64 * 1024;
 pub struct Config {
     /// Directory of the node.
     pub node_dir: NodeDir,
-    /// The multi-call binary; called as `<binary> pod-exec <launch file>`.
+    /// The program of the daemons.
     pub binary: PathBuf,
+    /// The program that becomes containers; called as `<pod_exec> pod-exec <launch file>`.
+    pub pod_exec: PathBuf,
     /// Daemons to keep running.
     pub daemons: Vec<Daemon>,
     /// How long containers may take to end on SIGTERM to init.
@@ -46,7 +48,7 @@ pub struct Config {
 pub struct Daemon {
     /// Name in messages.
     pub name: String,
-    /// Arguments to the multi-call binary.
+    /// Arguments to the program of the daemons.
     pub args: Vec<String>,
     /// File its output is appended to.
     pub log: PathBuf,
@@ -283,7 +285,7 @@ impl Init {
                 if self.ending.is_some() {
                     return Answer::Failed { error: "the node is shutting down".to_owned() };
                 }
-                match start_container(&self.config.binary, &launch, &log) {
+                match start_container(&self.config.pod_exec, &launch, &log) {
                     Ok(process) => {
                         self.starts.insert(key, Started::Running(process));
                         Answer::Running { process }
