@@ -177,8 +177,8 @@ mod tests {
     use holdfast_api::vm::{BlockDeviceKind, ProvisioningType, RunPolicy, SecretRef};
 
     fn spec() -> VirtualMachineSpec {
-        let mut spec = VirtualMachineSpec::default();
-        spec.virtual_machine_class_name = "host".into();
+        let mut spec =
+            VirtualMachineSpec { virtual_machine_class_name: "host".into(), ..VirtualMachineSpec::default() };
         spec.cpu.cores = 1;
         spec.memory.size = "1Gi".into();
         spec.block_device_refs = vec![device("a"), device("b")];

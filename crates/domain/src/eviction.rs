@@ -146,7 +146,6 @@ mod tests {
         instance
     }
 
-    // MM-D8, MM-D9, MM-D10: the decision behind these rows
     #[test]
     fn the_table_of_the_spec() {
         let mut other = launcher("x", "n1");

@@ -102,7 +102,6 @@ pub fn failure_reason(failure: Option<&Failure>, aborted: bool) -> (Completed, &
 mod tests {
     use super::*;
 
-    // MM-P1
     #[test]
     fn policy_times_force() {
         use MigrationPolicy::{AlwaysForced, AlwaysSafe, PreferForced, PreferSafe};

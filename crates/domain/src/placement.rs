@@ -118,7 +118,6 @@ mod tests {
         Toleration { key: Some(key.into()), ..Toleration::default() }
     }
 
-    // VL-K5, VL-K6
     #[test]
     fn the_class_wins_on_equal_keys_and_its_expressions_join_every_term() {
         let terms = vec![

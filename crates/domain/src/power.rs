@@ -100,7 +100,6 @@ pub fn allowed_in_phase(operation: VmopType, phase: VmPhase, force: bool) -> boo
 mod tests {
     use super::*;
 
-    // VL-P2, VL-P5, VL-P6: the decisions behind these rows
     #[test]
     fn what_follows_an_end() {
         use ExitCause::{
@@ -143,7 +142,6 @@ mod tests {
         }
     }
 
-    // VL-P9, VL-P10: the table behind these rows
     #[test]
     fn operations_and_policies() {
         use VmopType::{Evict, Migrate, Restart, Start, Stop};

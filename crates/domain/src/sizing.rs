@@ -67,7 +67,6 @@ pub fn resources(spec: &VirtualMachineSpec) -> Resources {
 mod tests {
     use super::*;
 
-    // VL-U3
     #[test]
     fn cpu_requests_round_up() {
         for (cores, pct, want) in [(4, 20, 800), (1, 10, 100), (1, 100, 1000), (3, 33, 990), (1, 1, 10)] {
@@ -84,7 +83,6 @@ mod tests {
         }
     }
 
-    // VL-U5
     #[test]
     fn pod_memory_is_size_plus_overhead() {
         let mut spec = VirtualMachineSpec::default();

@@ -41,7 +41,6 @@ pub fn of(cores: i32) -> (i32, i32) {
 mod tests {
     use super::*;
 
-    // VL-U1
     #[test]
     fn the_table_of_the_spec() {
         for (cores, want) in [

@@ -54,9 +54,7 @@ impl VirtualClock {
     /// A clock that shows `start`.
     #[must_use]
     pub fn new(start: Timestamp) -> Self {
-        Self {
-            inner: Arc::new(Mutex::new(watch::Sender::new(start))),
-        }
+        Self { inner: Arc::new(Mutex::new(watch::Sender::new(start))) }
     }
 
     /// The instant shown now.

@@ -12,9 +12,7 @@ impl Entropy {
     /// Seeded by the operating system.
     #[must_use]
     pub fn real() -> Self {
-        Self {
-            seed: rand::random(),
-        }
+        Self { seed: rand::random() }
     }
 
     /// The same seed gives the same streams, for tests and simulation.
@@ -23,9 +21,7 @@ impl Entropy {
         let mut hash = Sha256::new();
         hash.update(b"holdfast-entropy");
         hash.update(seed.to_le_bytes());
-        Self {
-            seed: hash.finalize().into(),
-        }
+        Self { seed: hash.finalize().into() }
     }
 
     /// The stream of this name, from its beginning.
@@ -34,10 +30,7 @@ impl Entropy {
         let mut hash = Sha256::new();
         hash.update(self.seed);
         hash.update(name.as_bytes());
-        Stream {
-            key: hash.finalize().into(),
-            drawn: 0,
-        }
+        Stream { key: hash.finalize().into(), drawn: 0 }
     }
 
     /// A fresh stream for one pass of a controller over one key: differs between passes on the
@@ -63,9 +56,7 @@ impl Stream {
         hash.update(self.drawn.to_le_bytes());
         self.drawn += 1;
         let bytes: [u8; 32] = hash.finalize().into();
-        u64::from_le_bytes([
-            bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
-        ])
+        u64::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]])
     }
 
     /// A number below `bound`; 0 if `bound` is 0.

@@ -16,21 +16,11 @@ const NAME_MAX: usize = 63;
 #[must_use]
 pub fn suffix(owner_uid: &str, purpose: &str, attempt: u64) -> String {
     let mut hash = Sha256::new();
-    for part in [
-        owner_uid.as_bytes(),
-        b"\0",
-        purpose.as_bytes(),
-        b"\0",
-        &attempt.to_be_bytes(),
-    ] {
+    for part in [owner_uid.as_bytes(), b"\0", purpose.as_bytes(), b"\0", &attempt.to_be_bytes()] {
         hash.update(part);
     }
     let digest = hash.finalize();
-    digest
-        .iter()
-        .take(LENGTH)
-        .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
-        .collect()
+    digest.iter().take(LENGTH).map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
 }
 
 /// `prefix` + `-` + [`suffix`]; the prefix is cut so that the name keeps within 63 characters.
@@ -38,11 +28,7 @@ pub fn suffix(owner_uid: &str, purpose: &str, attempt: u64) -> String {
 pub fn derived_name(prefix: &str, owner_uid: &str, purpose: &str, attempt: u64) -> String {
     let room = NAME_MAX - LENGTH - 1;
     let cut: String = prefix.chars().take(room).collect();
-    format!(
-        "{}-{}",
-        cut.trim_end_matches(['-', '.']),
-        suffix(owner_uid, purpose, attempt)
-    )
+    format!("{}-{}", cut.trim_end_matches(['-', '.']), suffix(owner_uid, purpose, attempt))
 }
 
 #[cfg(test)]

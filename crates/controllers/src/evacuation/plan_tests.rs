@@ -162,7 +162,7 @@ fn success_forgets_the_failures() {
     assert!(o.operations.iter().all(|op| !is_held(op)));
 }
 
-// INV-6: the decision behind it
+// INV-6
 #[test]
 fn uncordon_takes_the_mark_back_and_calls_off_what_does_not_copy_yet() {
     for copying in [false, true] {

@@ -35,6 +35,7 @@ async fn a_vm_starts_survives_a_controller_crash_ends_and_is_deleted() {
     world.until::<VirtualMachine>("web", "VM gone", |vm| vm.is_none()).await;
 }
 
+// INV-3
 #[tokio::test]
 async fn a_guest_that_powers_off_stays_off_under_the_default_policy() {
     let world = World::start().await;

@@ -156,8 +156,8 @@ impl World {
     }
 
     pub async fn vm(&self, name: &str, disk: &str, change: impl FnOnce(&mut VirtualMachineSpec)) {
-        let mut spec = VirtualMachineSpec::default();
-        spec.virtual_machine_class_name = "host".into();
+        let mut spec =
+            VirtualMachineSpec { virtual_machine_class_name: "host".into(), ..VirtualMachineSpec::default() };
         spec.cpu.cores = 1;
         spec.memory.size = "256Mi".into();
         spec.block_device_refs =

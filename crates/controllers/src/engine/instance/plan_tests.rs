@@ -259,7 +259,6 @@ fn the_agents_report_ends_it_and_the_pod_goes() {
     assert!(plan(&o).is_empty());
 }
 
-// VL-L22: the decision behind it
 #[test]
 fn a_node_that_comes_back_under_another_boot_id_proves_the_end() {
     let mut o = started();

@@ -101,7 +101,6 @@ fn states(o: &Observed) -> Vec<MigrationState> {
 
 use MigrationState::{Placing, Preparing, Queued};
 
-// MM-L1, MM-L2: the decision behind these rows
 #[test]
 fn one_leaves_a_node_at_a_time_and_a_busy_node_blocks_nobody_else() {
     let moves = vec![move_of("a", "n1", 2, 0), move_of("b", "n1", 2, 1), move_of("c", "n2", 2, 2)];

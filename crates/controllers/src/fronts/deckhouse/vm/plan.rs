@@ -1,6 +1,8 @@
 //! The plan for one VM. Pure.
 
-use holdfast_api::engine::{AfterEnd, Instance, InstanceSpec, MigrationState, Power, Stop, StopMode};
+use holdfast_api::engine::{
+    AfterEnd, ExitCause, Instance, InstanceSpec, MigrationState, Power, Stop, StopMode,
+};
 use holdfast_api::names::{finalizer, label};
 use holdfast_api::vm::{RestartAwaitingChange, VirtualMachineStatus, VmPhase};
 use holdfast_api::vmip::{IpAddressType, VirtualMachineIPAddressSpec};
@@ -11,7 +13,6 @@ use holdfast_reconcile::{Create, Effect, NoteKind, Patch, Plan, Ref, owner_refer
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
-use super::STARTED_BY;
 use super::dependencies::Dependencies;
 use super::desire;
 use super::devices::has_ended;
@@ -19,6 +20,7 @@ use super::observe::Observed;
 use super::phase;
 use super::power::{self, Decision};
 use super::project::{self, Decided};
+use super::{RESTART, STARTED_BY};
 
 /// How many names are tried for the automatic address.
 const ADDRESS_NAMES: u64 = 4;
@@ -102,9 +104,13 @@ fn act(plan: &mut Plan, o: &Observed, decision: &Decision, ready: bool) {
         (Some(instance), Some(by)) if ready && has_ended(instance) => {
             let spec = desire::power_on(o, instance.spec.epoch + 1);
             plan.then(new_epoch(instance, &spec, by));
-            let reason =
-                if by.starts_with("vmop/") || instance.spec.epoch == 0 { "Started" } else { "Restarted" };
-            event(plan, reason, format!("Start initiated by {}.", initiator(by)));
+            let was = o.vm.status.as_ref().and_then(|status| status.phase);
+            let first = instance.spec.epoch == 0 || was == Some(VmPhase::Stopped);
+            let reason = if first { "Started" } else { "Restarted" };
+            event(plan, reason, format!("Start initiated by {}{}.", initiator(by), after(instance)));
+            if instance.spec.stop.as_ref().is_some_and(|stop| stop.by == format!("{RESTART}changes")) {
+                event(plan, "ChangesApplied", "Changes were applied with a restart.".to_owned());
+            }
         }
         (Some(instance), _) => {
             let ended = has_ended(instance);
@@ -112,7 +118,11 @@ fn act(plan: &mut Plan, o: &Observed, decision: &Decision, ready: bool) {
             if let Some(stop) = &decision.stop {
                 spec.power = Power::Off;
                 spec.stop = Some(stop.clone());
-                event(plan, "Stopped", format!("Stop initiated by {}.", initiator(&stop.by)));
+                let policy = match stop.by.as_str() {
+                    "policy" => format!(" to ensure {}", o.vm.spec.run_policy),
+                    _ => String::new(),
+                };
+                event(plan, "Stopped", format!("Stop initiated by {}{policy}.", initiator(&stop.by)));
             }
             if let Some(rules) = &decision.rules {
                 spec.restart_rules = rules.clone();
@@ -125,10 +135,36 @@ fn act(plan: &mut Plan, o: &Observed, decision: &Decision, ready: bool) {
     }
 }
 
+/// How the epoch ended, as the end of a sentence.
+fn after(instance: &Instance) -> &'static str {
+    let exit = instance.status.as_ref().and_then(|status| status.exit.as_ref());
+    match exit.map(|exit| exit.cause).unwrap_or_default() {
+        ExitCause::GuestShutdown | ExitCause::GuestReset => " from inside the guest",
+        ExitCause::Crash | ExitCause::StartFailed => " after the guest failed",
+        ExitCause::Evicted => " after the deletion of the pod",
+        ExitCause::NodeLost => " after the loss of the node",
+        ExitCause::NeverStarted | ExitCause::PlatformStop | ExitCause::GraceExpired => "",
+    }
+}
+
+/// Says once that the VM has stopped by itself; a stop of ours was announced when it was asked for.
+fn ended(plan: &mut Plan, o: &Observed, new: &VirtualMachineStatus) {
+    let before = o.vm.status.as_ref().and_then(|status| status.phase);
+    let was_on =
+        matches!(before, Some(VmPhase::Running | VmPhase::Migrating | VmPhase::Stopping | VmPhase::Starting));
+    let stopped = was_on && new.phase == Some(VmPhase::Stopped);
+    let Some(instance) = o.instance.as_ref().filter(|_| stopped) else { return };
+    let by_itself = after(instance);
+    if !by_itself.is_empty() {
+        plan.then(Effect::event(&*o.vm, NoteKind::Normal, "Stopped", format!("Stopped{by_itself}.")));
+    }
+}
+
 fn initiator(by: &str) -> String {
-    let by = by.strip_prefix(super::RESTART).unwrap_or(by);
+    let by = by.strip_prefix(RESTART).unwrap_or(by);
     match by.strip_prefix("vmop/") {
         Some(rest) => format!("VirtualMachineOperation {}", rest.split('/').next().unwrap_or_default()),
+        None if by == "policy" => "controller by the run policy".to_owned(),
         None => format!("controller ({by})"),
     }
 }
@@ -184,6 +220,7 @@ fn notes(plan: &mut Plan, o: &Observed, new: &VirtualMachineStatus) {
             plan.then(Effect::event(&*o.vm, kind, now.reason.clone(), now.message.clone()));
         }
     }
+    ended(plan, o, new);
     let waiting = |changes: usize| changes > 0;
     let had = o.vm.status.as_ref().map_or(0, |status| status.restart_awaiting_changes.len());
     if waiting(new.restart_awaiting_changes.len()) && !waiting(had) {

@@ -301,7 +301,7 @@ fn an_address_is_created_when_none_is_named() {
     assert_eq!(create["spec"]["type"], "Auto");
 }
 
-// VL-P18: the decision behind it
+// VL-P1, VL-P18, VL-P19
 #[test]
 fn a_manual_vm_is_recorded_as_never_started_and_stays_off_under_any_later_policy_but_always_on() {
     let mut o = observed(RunPolicy::Manual);
@@ -320,6 +320,7 @@ fn a_manual_vm_is_recorded_as_never_started_and_stays_off_under_any_later_policy
     assert_eq!((phase(&o), epoch(&o)), (VmPhase::Starting, 1));
 }
 
+// VL-P17
 #[test]
 fn always_off_to_the_default_policy_starts() {
     let mut o = observed(RunPolicy::AlwaysOff);
@@ -417,6 +418,7 @@ fn a_restart_operation_restarts_once_and_never_shows_stopped() {
     assert!(plan(&o).is_empty());
 }
 
+// VL-P23
 #[test]
 fn a_restart_goes_on_when_its_operation_is_deleted() {
     let mut o = running(RunPolicy::Manual);
@@ -477,7 +479,7 @@ fn always_off_stops_a_running_vm() {
     assert_eq!((phase(&o), epoch(&o)), (VmPhase::Stopped, 1));
 }
 
-// VL-C1: the decision behind it
+// VL-C1
 #[test]
 fn a_change_of_cores_waits_for_the_restart() {
     let mut o = running(RunPolicy::AlwaysOnUnlessStoppedManually);

@@ -109,7 +109,7 @@ fn set_migration(o: &mut Observed, state: MigrationState, change: impl FnOnce(&m
     o.migration = Some(Arc::new(migration));
 }
 
-// VL-P9: the decision behind it
+// VL-P4, VL-P5, VL-P6, VL-P12, VL-P13, VL-P14, MM-O4, MM-O5, MM-O6
 #[test]
 fn refusals_end_it_as_failed_and_nothing_happens() {
     type Break = fn(&mut Observed);
@@ -118,6 +118,12 @@ fn refusals_end_it_as_failed_and_nothing_happens() {
     for (type_, policy, phase, broken, reason) in [
         (VmopType::Start, AlwaysOn, VmPhase::Stopped, nothing, "NotApplicableForVirtualMachineRunPolicy"),
         (VmopType::Stop, AlwaysOff, VmPhase::Running, nothing, "NotApplicableForVirtualMachineRunPolicy"),
+        (VmopType::Stop, AlwaysOn, VmPhase::Running, nothing, "NotApplicableForVirtualMachineRunPolicy"),
+        (VmopType::Start, AlwaysOff, VmPhase::Stopped, nothing, "NotApplicableForVirtualMachineRunPolicy"),
+        (VmopType::Restart, AlwaysOff, VmPhase::Running, nothing, "NotApplicableForVirtualMachineRunPolicy"),
+        (VmopType::Evict, AlwaysOff, VmPhase::Running, nothing, "NotApplicableForVirtualMachineRunPolicy"),
+        (VmopType::Restart, Default_, VmPhase::Stopped, nothing, "NotApplicableForVirtualMachinePhase"),
+        (VmopType::Evict, Default_, VmPhase::Stopped, nothing, "NotApplicableForVirtualMachinePhase"),
         (VmopType::Start, Manual, VmPhase::Running, nothing, "NotApplicableForVirtualMachinePhase"),
         (VmopType::Stop, Manual, VmPhase::Stopped, nothing, "NotApplicableForVirtualMachinePhase"),
         (VmopType::Evict, Default_, VmPhase::Starting, nothing, "NotApplicableForVirtualMachinePhase"),
@@ -265,6 +271,7 @@ fn deleting_a_migration_operation_calls_the_migration_off_and_waits() {
     assert!(o.operation.metadata.finalizers.as_ref().is_none_or(Vec::is_empty));
 }
 
+// MM-O14
 #[test]
 fn finished_operations_go_after_a_day_or_when_ten_newer_are_finished() {
     let mut o = observed(VmopType::Stop, RunPolicy::Manual, VmPhase::Stopped);
