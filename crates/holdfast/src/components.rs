@@ -1,6 +1,5 @@
 //! The processes of a home: their names, command lines, start, adoption.
 
-use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -8,7 +7,7 @@ use anyhow::Context as _;
 use holdfast_sys::namespace::Network;
 use holdfast_sys::proc::{self, ProcessId};
 use holdfast_sys::spawn::Command;
-use holdfast_sys::{durable, pidfd::PidFd};
+use holdfast_sys::{durable, logfile, pidfd::PidFd};
 
 use crate::home::{Facts, Home, NodeFacts};
 
@@ -107,9 +106,7 @@ pub fn start(home: &Home, facts: &Facts, component: &Component) -> anyhow::Resul
 /// # Errors
 /// When the log cannot be opened.
 pub fn command(home: &Home, log: &str, program: &Path, args: &[String]) -> anyhow::Result<Command> {
-    let path = home.log(log);
-    let output = OpenOptions::new().create(true).append(true).open(&path);
-    let output = output.with_context(|| format!("open log {}", path.display()))?;
+    let output = logfile::open(&home.log(log))?;
     Ok(Command::new(program)
         .args(args)
         .current_dir("/")

@@ -6,7 +6,6 @@
 //! anybody is told. When init dies the kernel ends everything in the node.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 use holdfast_sys::proc::ProcessId;
 use holdfast_sys::signals::{Exit, SignalFd, reap};
 use holdfast_sys::spawn::Command;
-use holdfast_sys::{context, durable, unixat};
+use holdfast_sys::{durable, logfile, unixat};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
@@ -344,17 +343,8 @@ fn signal(process: Option<ProcessId>, signal: Signal) {
     }
 }
 
-fn append(path: &std::path::Path) -> io::Result<File> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    context(OpenOptions::new().create(true).append(true).open(path), || {
-        format!("open log {}", path.display())
-    })
-}
-
 fn start_daemon(binary: &std::path::Path, daemon: &Daemon) -> io::Result<ProcessId> {
-    let log = append(&daemon.log)?;
+    let log = logfile::open(&daemon.log)?;
     let child = Command::new(binary)
         .args(&daemon.args)
         .stdin(std::process::Stdio::null())
@@ -370,7 +360,7 @@ fn start_container(
     launch: &std::path::Path,
     log: &std::path::Path,
 ) -> io::Result<ProcessId> {
-    let log = append(log)?;
+    let log = logfile::open(log)?;
     let child = Command::new(binary)
         .arg("pod-exec")
         .arg(launch)

@@ -13,6 +13,7 @@ pub mod durable;
 pub mod fdpass;
 pub mod kvm;
 pub mod lock;
+pub mod logfile;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
