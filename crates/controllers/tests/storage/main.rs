@@ -5,4 +5,5 @@
 mod addresses;
 mod disks;
 mod server;
+mod users;
 mod world;
