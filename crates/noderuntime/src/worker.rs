@@ -1,7 +1,6 @@
 //! One task per pod: looks, plans, does one step, writes the status, waits for the next reason.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use holdfast_sys::asyncfd;
 use holdfast_sys::cgroup::{Cgroup, Hierarchies};
 use holdfast_sys::pidfd::PidFd;
 use holdfast_sys::proc::ProcessId;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use rustix::process::Signal;
@@ -17,24 +16,25 @@ use serde_json::json;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::environment::{self, NodeFacts, milli_of};
 use crate::events::Events;
 use crate::image::Image;
 use crate::init::InitClient;
-use crate::launch::{Answer, ExitRecord, Launch, Mount, Request, StartKey};
+use crate::launch::{Answer, Request, StartKey};
 use crate::paths::{NodeDir, PodDir};
 use crate::plan::{self, Observed, Step};
-use crate::record::{ContainerRecord, Exit, PodRecord, State};
+use crate::record::{ContainerRecord, PodRecord, State};
 use crate::status::{self, Facts};
-use crate::volumes::{self, Lookup, Owner};
 use crate::{Config, time};
+
+mod end;
+mod start;
+
+use end::read_exit;
 
 /// Pause before a failed step is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a running container that is not ready yet is looked at.
 const READY_POLL: Duration = Duration::from_millis(5);
-/// Longest termination message kept (as Kubernetes does).
-const MAX_MESSAGE: u64 = 4096;
 
 /// What all workers of a node share.
 pub struct Shared {
@@ -243,32 +243,6 @@ impl Worker {
         Ok(())
     }
 
-    async fn collect_exits(&mut self) -> Result<(), String> {
-        for name in names_in(&self.record, |state| matches!(state, State::Running { .. })) {
-            if self.processes.get(&name).is_some_and(|fd| !fd.get_ref().has_ended()) {
-                continue;
-            }
-            let Some(State::Running { started_at, .. }) = self.state(&name) else { continue };
-            let started_at = started_at.clone();
-            let exit = match self.ask(&Request::Query { key: self.key(&name) }).await? {
-                Answer::Exited { exit } => exit,
-                // Ended this instant and init has not reaped it yet, or a process of init that is
-                // not visible here: ask again, never guess.
-                Answer::Running { process } if process.is_alive() => continue,
-                Answer::Running { .. } => return Err(format!("{name}: waiting for init to reap it")),
-                Answer::Unknown | Answer::Failed { .. } | Answer::Done => self
-                    .exit_from_file(&name)
-                    .unwrap_or_else(|| ExitRecord { code: 137, signal: None, finished_at: time::now() }),
-            };
-            self.set_exited(&name, &exit, Some(started_at)).await?;
-        }
-        Ok(())
-    }
-
-    fn exit_from_file(&self, container: &str) -> Option<ExitRecord> {
-        read_exit(&self.shared.dir.exits().join(self.key(container).file_name()))
-    }
-
     fn state(&self, container: &str) -> Option<&State> {
         self.record.containers.get(container).map(|c| &c.state)
     }
@@ -285,52 +259,6 @@ impl Worker {
             self.processes.insert(name.to_owned(), fd);
         }
         Ok(())
-    }
-
-    /// Records an end, once nothing of the container is left: a QEMU must not outlive the word
-    /// "terminated" (INV-1).
-    async fn set_exited(
-        &mut self,
-        name: &str,
-        exit: &ExitRecord,
-        started_at: Option<String>,
-    ) -> Result<(), String> {
-        self.end_leftovers(name).await?;
-        let first = self.is_first(name);
-        let message = read_message(&self.dir.termination_log(name, first));
-        let oom = exit.signal == Some(9) && self.cgroup(name).is_some_and(|group| group.was_out_of_memory());
-        let reason = match (exit.code, oom) {
-            (0, _) => "Completed",
-            (_, true) => "OOMKilled",
-            _ => "Error",
-        };
-        let exit = Exit {
-            code: exit.code,
-            signal: exit.signal,
-            reason: reason.to_owned(),
-            message,
-            started_at: started_at.unwrap_or_default(),
-            finished_at: exit.finished_at.clone(),
-        };
-        self.processes.remove(name);
-        self.ready.remove(name);
-        self.set(name, State::Exited { exit });
-        self.save()?;
-        let _ = self.ask(&Request::Forget { key: self.key(name) }).await;
-        Ok(())
-    }
-
-    async fn end_leftovers(&self, name: &str) -> Result<(), String> {
-        let Some(group) = self.cgroup(name) else { return Ok(()) };
-        let text = |error: std::io::Error| error.to_string();
-        for _ in 0..400 {
-            if group.is_empty().map_err(text)? {
-                return Ok(());
-            }
-            group.kill().map_err(text)?;
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Err(format!("container {name}: processes survive SIGKILL"))
     }
 
     fn cgroup_path(&self, container: &str) -> String {
@@ -369,108 +297,6 @@ impl Worker {
             .any(|name| !self.ready.contains(name))
     }
 
-    async fn start(&mut self, name: &str) -> Result<(), String> {
-        let Some(pod) = self.pod.clone() else { return Ok(()) };
-        let spec = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
-        let Some(index) = spec.iter().position(|container| container.name == name) else {
-            return Ok(());
-        };
-        let prepared = self.prepare(&pod, &spec[index], index).await;
-        let launch = match prepared {
-            Ok(launch) => launch,
-            Err((reason, message)) => {
-                self.event("Warning", &reason, &message);
-                self.hindrance = Some((reason, message.clone()));
-                self.write_status().await?;
-                return Err(message);
-            }
-        };
-        self.hindrance = None;
-        self.set(name, State::Starting);
-        self.save()?;
-        let request = Request::Start { key: self.key(name), launch, log: self.dir.log(name) };
-        match self.ask(&request).await? {
-            Answer::Running { process } => self.set_running(name, process)?,
-            Answer::Exited { exit } => self.set_exited(name, &exit, None).await?,
-            Answer::Failed { error } => {
-                self.set(name, State::Waiting { not_before_ms: 0 });
-                self.save()?;
-                self.event("Warning", "Failed", &format!("Error: {error}"));
-                return Err(error);
-            }
-            Answer::Unknown | Answer::Done => return Err("node init gave no answer".to_owned()),
-        }
-        let image = spec[index].image.as_deref().unwrap_or_default();
-        let pulled = format!("Container image \"{image}\" already present on machine");
-        self.event("Normal", "Pulled", &pulled);
-        self.event("Normal", "Created", &format!("Created container: {name}"));
-        self.event("Normal", "Started", &format!("Started container {name}"));
-        Ok(())
-    }
-
-    /// Makes volumes and files and writes the launch file. Errors: waiting reason and sentence.
-    async fn prepare(
-        &mut self,
-        pod: &Pod,
-        container: &Container,
-        index: usize,
-    ) -> Result<std::path::PathBuf, (String, String)> {
-        let config = &self.shared.config;
-        let bad = |message: String| ("CreateContainerConfigError".to_owned(), message);
-        let io = |error: std::io::Error| ("CreateContainerError".to_owned(), error.to_string());
-        let image = container.image.as_deref().and_then(Image::of);
-        let image = image.ok_or_else(|| bad("the image is not served here".to_owned()))?;
-        let program = image.path(&config.programs);
-        if !program.is_file() {
-            return Err((
-                "ErrImagePull".to_owned(),
-                format!("{} is missing: build it (it lies beside the holdfast program)", program.display()),
-            ));
-        }
-        let owner = Owner::of(pod, index).map_err(bad)?;
-        let lookup = Lookup::new(self.shared.client.clone());
-        for dir in [self.dir.path().to_owned(), self.dir.root(), self.dir.path().join("logs")] {
-            std::fs::create_dir_all(dir).map_err(io)?;
-        }
-        let places = volumes::prepare(pod, &self.dir, owner, &lookup)
-            .await
-            .map_err(|why| ("FailedMount".to_owned(), why))?;
-        let mut mounts = Vec::new();
-        for mount in container.volume_mounts.iter().flatten() {
-            mounts.push(mount_of(mount, &places).map_err(bad)?);
-        }
-        let log_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
-        let node = NodeFacts { name: &config.node.name, ip: &config.node.ip };
-        let env = environment::build(pod, container, node, log_path, &lookup).await.map_err(bad)?;
-        let log = self.dir.termination_log(&container.name, index == 0);
-        fresh_file(&log, owner).map_err(io)?;
-        let attempt = self.record.containers.get(&container.name).map_or(0, |c| c.attempt);
-        if attempt > 0 {
-            let _ = std::fs::rename(self.dir.log(&container.name), self.dir.previous_log(&container.name));
-        }
-        remove_ready_file(&self.dir, image);
-        let launch = Launch {
-            program,
-            args: environment::arguments(container, &env),
-            env,
-            work_dir: container.working_dir.as_deref().unwrap_or("/").into(),
-            uid: owner.uid,
-            gid: owner.gid,
-            groups: owner.fs_group.into_iter().chain(kvm_group()).collect(),
-            isolated_network: image.is_isolated(),
-            root: self.dir.root(),
-            mounts,
-            termination_log: (log, log_path.into()),
-            cgroup: self.cgroup_path(&container.name),
-            cpu_request_milli: resource(container, true, "cpu").map(|(milli, _)| milli),
-            memory_max_bytes: resource(container, false, "memory").map(|(_, whole)| whole),
-        };
-        let path = self.dir.launch(&container.name);
-        let text = serde_json::to_vec_pretty(&launch).map_err(|error| bad(error.to_string()))?;
-        std::fs::write(&path, text).map_err(io)?;
-        Ok(path)
-    }
-
     fn restart(&mut self, name: &str, not_before_ms: i64) -> Result<(), String> {
         if let Some(container) = self.record.containers.get_mut(name)
             && let State::Exited { exit } = &container.state
@@ -490,18 +316,6 @@ impl Worker {
         for process in self.processes.values() {
             let _ = process.get_ref().signal(signal);
         }
-    }
-
-    async fn kill(&mut self) -> Result<(), String> {
-        self.signal(Signal::KILL);
-        for name in names_in(&self.record, |state| matches!(state, State::Running { .. } | State::Starting)) {
-            self.end_leftovers(&name).await?;
-            if let Some(process) = self.processes.get(&name) {
-                let limit = Duration::from_secs(5);
-                let _ = tokio::time::timeout(limit, process.readable()).await;
-            }
-        }
-        Ok(())
     }
 
     async fn write_status(&mut self) -> Result<(), String> {
@@ -552,28 +366,6 @@ impl Worker {
         Api::namespaced(self.shared.client.clone(), &self.record.namespace)
     }
 
-    fn forget(&mut self) -> Result<(), String> {
-        let text = |error: std::io::Error| error.to_string();
-        for name in self.record.containers.keys() {
-            if let Some(group) = self.cgroup(name) {
-                group.remove().map_err(text)?;
-            }
-        }
-        let parent = format!("{}/{}", self.shared.config.cgroup, self.record.uid);
-        if let Some(group) = self.shared.cgroups.open(&parent) {
-            group.remove().map_err(text)?;
-        }
-        remove_dir(self.dir.path()).map_err(text)?;
-        for (name, container) in &self.record.containers {
-            for attempt in 0..=container.attempt {
-                let key = StartKey { attempt, ..self.key(name) };
-                let _ = std::fs::remove_file(self.shared.dir.exits().join(key.file_name()));
-            }
-        }
-        // Last: as long as the record is there a crash here is repaired.
-        holdfast_sys::durable::remove(&self.shared.dir.record(&self.record.uid)).map_err(text)
-    }
-
     fn report_refusal(&mut self) {
         let refusal = self.pod.as_deref().and_then(plan::refusal);
         if let Some((reason, message)) = refusal {
@@ -616,78 +408,7 @@ fn fresh_record(uid: &str, pod: &Pod, boot_id: &str, now: String) -> PodRecord {
     }
 }
 
-fn read_exit(path: &Path) -> Option<ExitRecord> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-}
-
 fn names_in(record: &PodRecord, wanted: impl Fn(&State) -> bool) -> Vec<String> {
     let matching = record.containers.iter().filter(|(_, container)| wanted(&container.state));
     matching.map(|(name, _)| name.clone()).collect()
-}
-
-fn mount_of(
-    mount: &k8s_openapi::api::core::v1::VolumeMount,
-    places: &BTreeMap<String, std::path::PathBuf>,
-) -> Result<Mount, String> {
-    let place = places.get(&mount.name).ok_or_else(|| format!("there is no volume {:?}", mount.name))?;
-    if mount.sub_path_expr.is_some() || mount.mount_propagation.as_deref().is_some_and(|p| p != "None") {
-        return Err(format!(
-            "volumeMount {}: subPathExpr and mountPropagation are not available here",
-            mount.name
-        ));
-    }
-    let sub = mount.sub_path.as_deref().unwrap_or_default();
-    let plain = Path::new(sub).components().all(|c| matches!(c, std::path::Component::Normal(_)));
-    if !plain {
-        return Err(format!("volumeMount {}: subPath {sub:?} must be relative and without ..", mount.name));
-    }
-    Ok(Mount {
-        source: if sub.is_empty() { place.clone() } else { place.join(sub) },
-        target: mount.mount_path.clone().into(),
-        read_only: mount.read_only.unwrap_or(false),
-    })
-}
-
-/// A request (or limit) in milli-units and whole units, if there is one.
-fn resource(container: &Container, request: bool, name: &str) -> Option<(u64, u64)> {
-    let resources = container.resources.as_ref()?;
-    let map = if request { resources.requests.as_ref()? } else { resources.limits.as_ref()? };
-    let milli = milli_of(&map.get(name)?.0)?;
-    Some((u64::try_from(milli).ok()?, u64::try_from(milli.div_ceil(1000)).ok()?))
-}
-
-/// The group that may use `/dev/kvm`, if one may.
-fn kvm_group() -> Option<u32> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = std::fs::metadata("/dev/kvm").ok()?;
-    (metadata.mode() & 0o060 == 0o060 && metadata.gid() != 0).then(|| metadata.gid())
-}
-
-fn fresh_file(path: &Path, owner: Owner) -> std::io::Result<()> {
-    std::fs::write(path, b"")?;
-    std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))
-}
-
-fn remove_ready_file(dir: &PodDir, image: Image) {
-    if let Some((volume, file)) = image.ready_file() {
-        let _ = std::fs::remove_file(dir.empty_dir(volume).join(file));
-    }
-}
-
-fn read_message(path: &Path) -> String {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    if let Ok(file) = std::fs::File::open(path) {
-        let _ = file.take(MAX_MESSAGE).read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn remove_dir(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            holdfast_sys::context(Err(error), || format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
