@@ -2,7 +2,7 @@
 //! kinds and the platform's settings, with their schemas, printer columns, condition reasons and
 //! well-known names. The CRDs in `deploy/crds` are generated from here.
 //!
-//! One file per kind. What no derive can say is in [`crds`]. No behaviour lives here: rules shared
+//! One file per kind. What no derive can say is in [`mod@crds`]. No behaviour lives here: rules shared
 //! by controllers and admission are in the crate `domain`.
 
 pub mod condition;

@@ -286,7 +286,7 @@ pub struct GuestInterface {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
-    /// [`Disk::id`].
+    /// `id` of the disk in `spec.hardware.disks`.
     pub id: String,
     /// Whether the guest has it.
     pub attached: bool,
