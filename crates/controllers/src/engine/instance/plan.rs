@@ -284,8 +284,10 @@ impl Step {
             return self.become_state(InstanceState::Stopping, Some(reason::POD_TERMINATING), message);
         }
         match report.map(|report| (report.state, report)) {
-            // The flip moved the claim; the target's own report follows. The guest runs.
-            None if self.has_just_moved() => self.become_state(InstanceState::Running, None, ""),
+            // The flip moved the claim; the target's own report may lag behind it. The guest runs.
+            Some((ReportState::Starting, _)) | None if self.has_just_moved() => {
+                self.become_state(InstanceState::Running, None, "");
+            }
             Some((ReportState::Running, _)) => {
                 self.status.start_failures = None;
                 self.become_state(InstanceState::Running, None, "");

@@ -296,6 +296,9 @@ fn a_vm_that_has_moved_keeps_running_before_the_targets_first_report() {
     });
     settle(&mut o);
     assert_eq!(state(&o), InstanceState::Running);
+    report(&mut o, Report { state: ReportState::Starting, ..Report::default() });
+    settle(&mut o);
+    assert_eq!(state(&o), InstanceState::Running);
 }
 
 #[test]
