@@ -14,6 +14,7 @@ use crate::{leaks, wait_for};
 #[derive(Debug)]
 pub struct Home {
     dir: tempfile::TempDir,
+    id: String,
 }
 
 /// Directory of the programs under test.
@@ -36,8 +37,9 @@ impl Home {
     /// Starts a platform with this many nodes and the demo image on its image server.
     pub fn up(nodes: usize) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("holdfast-e2e-").tempdir()?;
-        let home = Self { dir };
+        let mut home = Self { dir, id: String::new() };
         home.start(nodes)?;
+        home.id = home.facts()?["id"].as_str().context("home.json has no id")?.to_owned();
         let images = home.path().join("images");
         std::fs::create_dir_all(&images)?;
         std::fs::copy(demo_image(), images.join("demo.qcow2"))
@@ -181,10 +183,9 @@ impl Home {
         out
     }
 
-    /// Pids of the home's processes whose command line has all of `words`, from the platform's own records
-    /// and the process table (the home's path is in every command line).
+    /// Pids of the home's processes whose command line has all of `words`.
     pub fn pids(&self, words: &[&str]) -> Vec<i32> {
-        leaks::processes(self.path())
+        leaks::processes(self.path(), &self.id)
             .into_iter()
             .filter(|(_, line)| words.iter().all(|w| line.contains(w)))
             .map(|(pid, _)| pid)
@@ -206,7 +207,7 @@ impl Drop for Home {
         let purged = self.holdfast(&["down", "--purge"]);
         if !std::thread::panicking() {
             purged.expect("holdfast down --purge");
-            leaks::nothing_left(self.path()).expect("nothing is left after a purge");
+            leaks::nothing_left(self.path(), &self.id).expect("nothing is left after a purge");
         }
     }
 }

@@ -7,16 +7,19 @@ use anyhow::{Result, ensure};
 
 use crate::home::ok;
 
-/// Processes that have the home's path in their command line, with that line.
-pub fn processes(home: &Path) -> Vec<(i32, String)> {
+/// Processes of a home with their command lines: those that name its path, and those in its control groups.
+pub fn processes(home: &Path, id: &str) -> Vec<(i32, String)> {
     let home = home.to_string_lossy();
+    let group = format!("/holdfast-{id}/");
     let own = std::process::id() as i32;
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
         let Ok(raw) = std::fs::read(entry.path().join("cmdline")) else { continue };
         let line = String::from_utf8_lossy(&raw).replace('\0', " ");
-        if pid != own && line.contains(home.as_ref()) {
+        let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        let is_ours = line.contains(home.as_ref()) || (!id.is_empty() && groups.contains(&group));
+        if pid != own && is_ours && !line.is_empty() {
             found.push((pid, line));
         }
     }
@@ -24,17 +27,17 @@ pub fn processes(home: &Path) -> Vec<(i32, String)> {
 }
 
 /// After a purge: no process, no network namespace, no bridge, no nft table, no mount of the home.
-pub fn nothing_left(home: &Path) -> Result<()> {
-    let left = processes(home);
+pub fn nothing_left(home: &Path, id: &str) -> Result<()> {
+    let left = processes(home, id);
     ensure!(left.is_empty(), "processes: {left:?}");
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
     let home_path = home.to_string_lossy();
     ensure!(!mounts.contains(home_path.as_ref()), "mounts below {home_path}");
-    Ok(())
+    no_network_left(id)
 }
 
 /// With this home id: no link, namespace or nft table of it.
-pub fn no_network_left(id: &str) -> Result<()> {
+fn no_network_left(id: &str) -> Result<()> {
     let links = ok(Command::new("ip").args(["-o", "link"]))?;
     ensure!(!links.contains(&format!("hf{id}")), "links: {links}");
     let spaces = ok(Command::new("ip").args(["netns", "list"]))?;

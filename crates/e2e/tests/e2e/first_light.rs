@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use holdfast_e2e::home::contains;
-use holdfast_e2e::{Home, leaks, manifests, wait_for};
+use holdfast_e2e::{Home, manifests, wait_for};
 
 use crate::support::*;
 
@@ -12,8 +12,6 @@ const QUICKSTART: &str = include_str!("../../../../examples/quickstart.yaml");
 #[test]
 fn quickstart_runs_and_leaves_nothing() -> Result<()> {
     let home = Home::up(2)?;
-    let id = home.facts()?["id"].as_str().unwrap_or_default().to_owned();
-    ensure!(!id.is_empty(), "home.json has no id");
     home.apply(QUICKSTART)?;
     let watch = Watch::start(&home, &["get", "vm", "-w"])?;
     let guest = wait_ready(&home, "linux-vm")?;
@@ -53,6 +51,7 @@ fn quickstart_runs_and_leaves_nothing() -> Result<()> {
     events_tell_the_story(&home)?;
 
     // VL-L15: gone, and nothing of it is left on any node.
+    ensure!(!home.pids(&["holdfast-launcher"]).is_empty(), "no launcher was seen");
     home.k(&["delete", "vm", "linux-vm"])?;
     wait_for("no launcher process is left", SOON, || {
         let left = home.pids(&["qemu-system-x86_64"]);
@@ -70,9 +69,8 @@ fn quickstart_runs_and_leaves_nothing() -> Result<()> {
         let left = std::fs::read_dir(home.path().join("storage/shared")).map(|d| d.count()).unwrap_or(0);
         if left == 0 { Ok(()) } else { Err(format!("{left} below storage/shared")) }
     })?;
-    drop(watch);
-    drop(home);
-    leaks::no_network_left(&id)
+    // Purging the home then leaves no process, link, namespace, table or mount: the harness checks it.
+    Ok(())
 }
 
 fn columns_are_the_seeds(home: &Home) -> Result<()> {

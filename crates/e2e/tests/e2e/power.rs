@@ -98,17 +98,17 @@ fn operations_and_guest_power() -> Result<()> {
 #[test]
 fn policies() -> Result<()> {
     let home = Home::up(1)?;
-    home.apply(&(manifests::demo_image() + &manifests::disk("m-root") + &manifests::disk("off-root")))?;
+    home.apply(&(manifests::demo_image() + &manifests::disk("m-root") + &manifests::disk("never-root")))?;
     // VL-P1 VL-P2
     home.apply(&manifests::vm("m", "  runPolicy: Manual"))?;
-    home.apply(&manifests::vm("off", "  runPolicy: AlwaysOff"))?;
+    home.apply(&manifests::vm("never", "  runPolicy: AlwaysOff"))?;
     home.wait_phase("m", "Stopped", SOON)?;
-    home.wait_phase("off", "Stopped", SOON)?;
-    ensure!(launchers(&home, "m")?.is_empty() && launchers(&home, "off")?.is_empty());
+    home.wait_phase("never", "Stopped", SOON)?;
+    ensure!(launchers(&home, "m")?.is_empty() && launchers(&home, "never")?.is_empty());
     // VL-P5
-    home.apply(&manifests::vmop("off-start", "off", "Start"))?;
-    vmop_phase(&home, "off-start", "Failed")?;
-    ensure!(completed_reason(&home, "off-start") == "NotApplicableForVirtualMachineRunPolicy");
+    home.apply(&manifests::vmop("never-start", "never", "Start"))?;
+    vmop_phase(&home, "never-start", "Failed")?;
+    ensure!(completed_reason(&home, "never-start") == "NotApplicableForVirtualMachineRunPolicy");
 
     home.d8(&["v", "start", "m"])?;
     wait_ready(&home, "m")?;
