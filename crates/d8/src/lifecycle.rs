@@ -224,7 +224,7 @@ impl Progress {
     fn show(&self, operation: &DynamicObject, percent: Option<i64>) {
         let phase = phase(operation);
         let mut text = if phase.is_empty() { "Pending".to_owned() } else { phase.to_owned() };
-        if let Some((reason, message)) = completed(operation) {
+        if let Some((reason, message)) = completed(operation).filter(|(reason, _)| *reason != "Unknown") {
             text += &format!(": {reason}");
             if !message.is_empty() {
                 text += &format!(", {message}");

@@ -13,7 +13,7 @@ use crate::target::Target;
 /// Arguments of `d8 v ssh`.
 #[derive(Args, Debug)]
 pub struct SshArgs {
-    /// [USER@]NAME or [USER@]NAME.NAMESPACE
+    #[arg(help = "[USER@]NAME or [USER@]NAME.NAMESPACE")]
     target: String,
     /// Accepted for compatibility: the local SSH client is always used
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]

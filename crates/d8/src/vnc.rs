@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::connection::ConnectionFlags;
@@ -38,8 +39,8 @@ pub async fn run(flags: &ConnectionFlags, args: &VncArgs) -> Result<ExitCode> {
         .await
         .with_context(|| format!("cannot listen on {address}:{}", args.port))?;
     let port = listener.local_addr()?.port();
-    // Before anything is shown: does this VM have a screen for this user?
-    drop(websocket::open(&client, &namespace, &target.name, "vnc").await?);
+    // Opening the screen takes it over from whoever has it, so only the VM is asked for before a viewer connects.
+    exists(&client, &namespace, &target.name).await?;
     let mut viewer = None;
     if args.proxy_only {
         println!("{{\"port\":{port}}}");
@@ -72,6 +73,17 @@ pub async fn run(flags: &ConnectionFlags, args: &VncArgs) -> Result<ExitCode> {
         let _ = viewer.start_kill();
     }
     done
+}
+
+async fn exists(client: &kube::Client, namespace: &str, name: &str) -> Result<()> {
+    let kind = GroupVersionKind::gvk("virtualization.deckhouse.io", "v1alpha2", "VirtualMachine");
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), namespace, &ApiResource::from_gvk(&kind));
+    match api.get(name).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) => bail!("{}", status.message),
+        Err(other) => Err(other).context("no answer from the API server"),
+    }
 }
 
 async fn serve(client: &kube::Client, namespace: &str, name: &str, viewer: TcpStream) {
