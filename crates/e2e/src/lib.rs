@@ -3,6 +3,7 @@
 //! Here: [`Home`] (a running platform), waiting with deadlines, guests over SSH and TCP, the leak check.
 //! Not here: the tests, one file per chapter of the issue, in `tests/`. Nothing of the product is linked in.
 
+pub mod bench;
 pub mod guest;
 pub mod home;
 pub mod leaks;

@@ -1,0 +1,9 @@
+//! Parts of the bench: bare QEMU to compare with, a TCP ping, memory of processes, the report.
+//!
+//! Not here: what is measured in which order; that is the program `holdfast-bench`.
+
+pub mod bare;
+pub mod memory;
+pub mod ping;
+pub mod report;
+pub mod watch;
