@@ -16,3 +16,4 @@ pub mod placement;
 pub mod power;
 pub mod sizing;
 pub mod topology;
+pub mod user_data;

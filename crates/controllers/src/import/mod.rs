@@ -168,8 +168,9 @@ impl Job {
             return (Outcome::working("The size of the data is being determined."), vec![create.into()]);
         };
         match ending(pod) {
+            // No progress: the data only flows with the import.
             Ending::Running => {
-                (Outcome::working(waiting(pod, "The size of the data is being determined.")), vec![])
+                (Outcome::working(held_up(helpers, pod, "The size of the data is being determined.")), vec![])
             }
             Ending::Lost => (Outcome::working("The probe is being repeated."), vec![Effect::delete(pod)]),
             Ending::Result(Result_::Failed { message }) => (Outcome::Failed(message), vec![]),
@@ -196,9 +197,7 @@ impl Job {
         };
         match ending(pod) {
             Ending::Running => {
-                let message = waiting(pod, "The data is being imported.");
-                let trouble = helpers.progress.as_ref().and_then(|progress| progress.trouble.clone());
-                let message = trouble.unwrap_or(message);
+                let message = held_up(helpers, pod, "The data is being imported.");
                 (Outcome::Working { progress: helpers.progress.clone(), message }, vec![])
             }
             Ending::Lost => (Outcome::working("The import is being repeated."), vec![Effect::delete(pod)]),
@@ -269,6 +268,12 @@ fn ending(pod: &Pod) -> Ending {
         Some(result) => Ending::Result(result),
         None => Ending::Lost,
     }
+}
+
+/// What holds a pod up: its own words, or why it does not run yet; else `otherwise`.
+fn held_up(helpers: &Helpers, pod: &Pod, otherwise: &str) -> String {
+    let trouble = helpers.progress.as_ref().and_then(|progress| progress.trouble.clone());
+    trouble.unwrap_or_else(|| waiting(pod, otherwise))
 }
 
 /// Why a pod that is not running yet waits, else `otherwise`.

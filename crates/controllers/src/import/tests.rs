@@ -106,6 +106,22 @@ fn a_download_of_unknown_size_is_probed_first() {
     );
 }
 
+/// A dead server is named whether the size is known (import) or not (probe).
+#[test]
+fn a_download_that_is_held_up_says_so() {
+    for size in [None, Some(5 << 30)] {
+        let (job, mut helpers) = (job(http(), size), Helpers::default());
+        while !step(&job, &mut helpers).1.is_empty() {}
+        helpers.progress =
+            Some(Progress { trouble: Some("The download waits.".into()), ..Progress::default() });
+        let (outcome, _) = step(&job, &mut helpers);
+        assert!(
+            matches!(&outcome, Outcome::Working { message, .. } if message == "The download waits."),
+            "{size:?}: {outcome:?}"
+        );
+    }
+}
+
 #[test]
 fn a_known_size_needs_no_probe() {
     for (source, size) in [(From::Blank, 100 << 20), (http(), 5 << 30)] {

@@ -51,7 +51,7 @@ impl Dependencies {
                 VirtualMachineIPAddressReady::Ready | VirtualMachineIPAddressReady::NotAssigned
             )
             && matches!(self.devices.0, BlockDevicesReady::Ready | BlockDevicesReady::WaitingForFirstConsumer)
-            && self.provisioning.0 == ProvisioningReady::Ready
+            && matches!(self.provisioning.0, ProvisioningReady::Ready | ProvisioningReady::ReadyWithWarnings)
             && self.sizing.0 == SizingPolicyMatched::Matched
     }
 }
@@ -125,10 +125,15 @@ fn provisioning(o: &Observed) -> (ProvisioningReady, String) {
     };
     let wanted = match provisioning.type_ {
         ProvisioningType::UserData => {
-            return match provisioning.user_data.as_deref().unwrap_or_default() {
-                "" => not("Provisioning is defined but it is empty.".to_owned()),
-                _ => (ProvisioningReady::Ready, String::new()),
-            };
+            let user_data = provisioning.user_data.as_deref().unwrap_or_default();
+            if user_data.is_empty() {
+                return not("Provisioning is defined but it is empty.".to_owned());
+            }
+            let warnings = holdfast_domain::user_data::warnings(user_data);
+            if warnings.is_empty() {
+                return (ProvisioningReady::Ready, String::new());
+            }
+            return (ProvisioningReady::ReadyWithWarnings, warnings.join(" "));
         }
         ProvisioningType::UserDataRef => (secret::CLOUD_INIT_TYPE, secret::CLOUD_INIT_KEYS),
         ProvisioningType::SysprepRef => {
