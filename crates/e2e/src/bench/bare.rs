@@ -231,11 +231,13 @@ pub fn migrate(machine: &Machine, source: Bare, limits: &Value) -> Result<(Bare,
     source.execute("migrate-set-parameters", parameters)?;
     let copying = Instant::now();
     source.execute("migrate", json!({ "uri": format!("tcp:127.0.0.1:{port}") }))?;
+    let mut continued = false;
     let end = loop {
         let now = source.execute("query-migrate", json!({}))?;
         match now["status"].as_str().unwrap_or_default() {
             "completed" => break now,
-            "pre-switchover" => {
+            "pre-switchover" if !continued => {
+                continued = true;
                 source.execute("migrate-continue", json!({ "state": "pre-switchover" }))?;
             }
             "failed" | "cancelled" => bail!("the bare migration failed: {now}; {}", target.said()),

@@ -128,8 +128,7 @@ impl Bench {
             if run > 1 {
                 delete_vm(home, "b")?;
             }
-            home.k_stdin(&["create", "-f", "-"], &manifests::vm("b", ""))?;
-            let story = watch.until("b", "Running", LONG)?;
+            let story = watch.create(home, "b", &manifests::vm("b", ""), "Running")?;
             self.say(&format!("create → Running, run {run}: {story:.0?}"));
             stories.push(story);
         }
@@ -168,8 +167,7 @@ impl Bench {
             let ping = Ping::start(&guest)?;
             std::thread::sleep(Duration::from_millis(500));
             let name = format!("move-{run}");
-            home.k_stdin(&["create", "-f", "-"], &manifests::vmop(&name, "b", "Evict"))?;
-            let story = watch.until(&name, "Completed", LONG)?;
+            let story = watch.create(home, &name, &manifests::vmop(&name, "b", "Evict"), "Completed")?;
             std::thread::sleep(s(1));
             let gap = ms(ping.end()?);
             let migration = wait_for("the downtime is known", s(10), || {
