@@ -41,18 +41,20 @@ pub struct End {
     pub cause: Option<ExitCause>,
     /// A sentence for people.
     pub detail: String,
+    /// No word of the launcher tells of it: the cause is inferred from what is left.
+    pub inferred: bool,
 }
 
 impl End {
     /// The end as the launcher recorded it.
     pub fn recorded(record: &ExitRecord) -> Self {
-        Self { cause: exit_cause(record.cause), detail: record.detail.clone() }
+        Self { cause: exit_cause(record.cause), detail: record.detail.clone(), inferred: false }
     }
 
     /// The end of a launcher whose pod was removed by force and that left no record.
     pub fn removed() -> Self {
         let detail = "the launcher pod was removed without a move and without a word of its launcher";
-        Self { cause: Some(ExitCause::Evicted), detail: detail.to_owned() }
+        Self { cause: Some(ExitCause::Evicted), detail: detail.to_owned(), inferred: false }
     }
 
     /// The end of a launcher that left no record. `started`: QEMU was (about to be) started.
@@ -62,7 +64,18 @@ impl End {
         } else {
             (ExitCause::StartFailed, "the launcher ended before QEMU was started")
         };
-        Self { cause: Some(cause), detail: detail.to_owned() }
+        Self { cause: Some(cause), detail: detail.to_owned(), inferred: true }
+    }
+
+    /// The end as seen with the claim: a launcher that left no word and was claimed in another boot of
+    /// this node ended with that boot, which is no failure of the guest.
+    fn under(&self, claim: Option<&Claim>, facts: &Facts) -> Self {
+        let other_boot = claim.is_some_and(|c| c.node == facts.node && c.boot_id != facts.boot_id);
+        if !(self.inferred && other_boot) {
+            return self.clone();
+        }
+        let detail = format!("node {} came back in another boot; what ran there is gone", facts.node);
+        Self { cause: Some(ExitCause::NodeLost), detail, inferred: true }
     }
 }
 
@@ -114,10 +127,11 @@ pub fn instance_status(facts: &Facts, instance: &Instance, now: Timestamp) -> Op
 fn report(facts: &Facts, status: &InstanceStatus) -> Option<Report> {
     let base = Report { epoch: facts.id.epoch, pod_uid: facts.id.pod_uid.clone(), ..Report::default() };
     if let Some(end) = &facts.end {
+        let end = end.under(status.claim.as_ref(), facts);
         return Some(Report {
             state: ReportState::Ended,
             cause: Some(end.cause?),
-            detail: end.detail.clone(),
+            detail: end.detail,
             cgroup_empty: true,
             ..base
         });

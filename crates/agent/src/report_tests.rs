@@ -106,6 +106,29 @@ fn report_table() {
 }
 
 #[test]
+fn what_died_with_its_node_is_no_crash_of_the_guest() {
+    let record = ExitRecord {
+        id: Id::default(),
+        cause: Cause::GuestShutdown,
+        detail: "bye".into(),
+        at_ms: 0,
+        ever_ran: true,
+    };
+    let rows = [
+        ("no word", End::unrecorded(true), "Ended NodeLost"),
+        ("no word, no QEMU yet", End::unrecorded(false), "Ended NodeLost"),
+        ("ended by itself before", End::recorded(&record), "Ended GuestShutdown"),
+    ];
+    let mut before = instance("p");
+    let claim = before.status.as_mut().unwrap().claim.as_mut().unwrap();
+    (claim.node, claim.boot_id) = ("n1".into(), "b0".into());
+    for (what, end, expected) in rows {
+        let facts = Facts { end: Some(end), ..facts(VmState::Running) };
+        assert_eq!(reported(&facts, &before), expected, "{what}");
+    }
+}
+
+#[test]
 fn a_pause_ends_without_a_trace() {
     let mut paused = facts(VmState::Paused);
     paused.state.query_status = Some("io-error".into());

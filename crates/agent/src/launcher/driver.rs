@@ -156,7 +156,8 @@ impl Driver {
         let id = self.facts.borrow().id.clone();
         match crate::migration::settle_dead_source(&self.agent, &id, &uid).await {
             Verdict::Continued => {
-                End { cause: None, detail: "the guest runs on the target of the move".to_owned() }
+                let detail = "the guest runs on the target of the move".to_owned();
+                End { cause: None, detail, inferred: false }
             }
             Verdict::NeverContinued => end,
         }
@@ -441,7 +442,7 @@ impl Driver {
         };
         if hopeless && starting {
             let cause = Some(ExitCause::StartFailed);
-            self.given_up = Some(End { cause, detail: chain(error) });
+            self.given_up = Some(End { cause, detail: chain(error), inferred: false });
             *retry = Retry::default();
         }
     }
