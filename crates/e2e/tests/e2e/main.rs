@@ -1,6 +1,7 @@
 //! End-to-end tests: one file per chapter of what users do. Each test has a platform of its own.
 
 mod cli;
+mod crash;
 mod disks;
 mod drain;
 mod first_light;
