@@ -151,7 +151,7 @@ fn sources_become_ready() -> Result<()> {
         let status = home.get(&object).unwrap_or_default()["status"].clone();
         ensure!(status["format"] == format, "{name}: {status}");
         ensure!(status["cdrom"] == false, "{name}: {status}");
-        ensure!(status["size"]["unpackedBytes"] == SIZE.to_string(), "{name}: {status}");
+        ensure!(status["size"]["unpackedBytes"] == SIZE.to_string().as_str(), "{name}: {status}");
         let stored: u64 = status["size"]["storedBytes"].as_str().unwrap_or_default().parse()?;
         ensure!(stored > 0, "{name}: {status}");
         ensure!(images.join(file).exists());
