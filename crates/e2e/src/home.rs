@@ -207,6 +207,8 @@ impl Drop for Home {
         let purged = self.holdfast(&["down", "--purge"]);
         if !std::thread::panicking() {
             purged.expect("holdfast down --purge");
+            let left: Vec<_> = std::fs::read_dir(self.path()).into_iter().flatten().flatten().collect();
+            assert!(left.iter().all(|f| f.file_name() == "images"), "a purge left {left:?}");
             leaks::nothing_left(self.path(), &self.id).expect("nothing is left after a purge");
         }
     }

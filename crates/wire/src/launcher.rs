@@ -208,7 +208,10 @@ pub enum StreamKind {
 
 /// A launcher's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(clippy::large_enum_variant, reason = "State is also the most frequent one; messages live for moments")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "State is also the most frequent one; messages live for moments"
+)]
 pub enum Answer {
     /// To Hello.
     Hello {
@@ -232,7 +235,10 @@ pub enum Answer {
 
 /// What a launcher tells on its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(clippy::large_enum_variant, reason = "State is also the most frequent one; messages live for moments")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "State is also the most frequent one; messages live for moments"
+)]
 pub enum Event {
     /// Something about the machine changed.
     State(State),

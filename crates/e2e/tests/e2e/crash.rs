@@ -376,7 +376,7 @@ fn a_node_without_network_or_power() -> Result<()> {
     wait_once(&home)?;
     ensure!(guest_of(&home, "v")?.boot_id()? != guest.boot);
     let events = home.k(&["get", "events", "--field-selector", "involvedObject.name=v"])?;
-    contains(&events, "Restarted")?;
+    contains(&events, "after the loss of the node")?;
     ensure!(guest_of(&home, "v")?.address == guest.guest.address);
     Ok(())
 }

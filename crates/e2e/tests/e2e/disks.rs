@@ -222,8 +222,8 @@ fn failures_are_said_and_leave_nothing() -> Result<()> {
     // A server that cannot be reached may come back: the import waits and says for what.
     let waits =
         "False Provisioning: The download waits for the server: io: Connection refused (os error 111).";
-    wait_ready_message(&home, "vd dead", waits)?;
     for object in ["vd dead", "vd dead-without-size", "vi dead"] {
+        wait_ready_message(&home, object, waits)?;
         home.wait_field(object, "/status/phase", "Provisioning", SOON)?;
     }
     // Failed imports keep nothing: only the good image and the waiting import have a volume.
