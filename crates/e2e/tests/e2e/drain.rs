@@ -8,20 +8,19 @@ use holdfast_e2e::{Home, manifests, wait_for};
 
 use crate::support::*;
 
-/// Brings the VMs together on one node and gives its name.
-fn gather(home: &Home, names: &[&str]) -> Result<String> {
+/// Starts the VMs on one node, the only one that is open meanwhile, and gives its name.
+fn gather(home: &Home, names: &[&str], others: &[&str]) -> Result<String> {
     let node = "virtlab-pt-1";
-    home.k(&["label", "node", node, "e2e=here", "--overwrite"])?;
-    create_vms(
-        home,
-        names,
-        "  affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 100, preference: {matchExpressions: [{key: e2e, operator: In, values: [here]}]}}]}}",
-    )?;
+    for other in others {
+        home.k(&["cordon", other])?;
+    }
+    create_vms(home, names, "")?;
     for name in names {
         wait_ready(home, name)?;
-    }
-    for name in names {
         ensure!(node_of(home, name) == node, "vm {name} is on {}", node_of(home, name));
+    }
+    for other in others {
+        home.k(&["uncordon", other])?;
     }
     Ok(node.into())
 }
@@ -30,7 +29,7 @@ fn gather(home: &Home, names: &[&str]) -> Result<String> {
 #[test]
 fn drain_empties_a_node_one_move_at_a_time() -> Result<()> {
     let home = Home::up(3)?;
-    let node = gather(&home, &["a", "b"])?;
+    let node = gather(&home, &["a", "b"], &["virtlab-pt-2", "virtlab-pt-3"])?;
     let boots: Vec<String> =
         ["a", "b"].iter().map(|v| guest_of(&home, v)?.boot_id()).collect::<Result<_>>()?;
     let ops = Watch::start(&home, &["get", "vmop", "-w"]);
@@ -79,7 +78,7 @@ fn drain_empties_a_node_one_move_at_a_time() -> Result<()> {
 #[test]
 fn drain_by_selector_and_uncordon_calls_off() -> Result<()> {
     let home = Home::up(2)?;
-    let node = gather(&home, &["a"])?;
+    let node = gather(&home, &["a"], &["virtlab-pt-2"])?;
     let selector = "vm.kubevirt.internal.virtualization.deckhouse.io/name";
     // The only other node is closed: the drain must wait, say why, and be called off.
     home.k(&["cordon", "virtlab-pt-2"])?;
