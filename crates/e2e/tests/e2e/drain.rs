@@ -25,7 +25,7 @@ fn gather(home: &Home, names: &[&str], others: &[&str]) -> Result<String> {
     Ok(node.into())
 }
 
-// MM-D1 MM-L1 MM-D16
+// MM-D16. Parts of rows D1 and L1 (two VMs instead of three and five).
 #[test]
 fn drain_empties_a_node_one_move_at_a_time() -> Result<()> {
     let home = Home::up(3)?;
@@ -41,7 +41,7 @@ fn drain_empties_a_node_one_move_at_a_time() -> Result<()> {
         ensure!(now != node && !now.is_empty(), "vm {vm} is on {now:?}");
         ensure!(guest_of(&home, vm)?.boot_id()? == *boot, "vm {vm} has booted again");
     }
-    // MM-L1: the two moves out of the node did not overlap; both are named as the seeds say.
+    // The two moves out of the node did not overlap; both are named as the seeds say.
     let all: serde_json::Value = serde_json::from_str(&home.k(&["get", "vmop", "-o", "json"])?)?;
     let mut spans = Vec::new();
     for op in all["items"].as_array().into_iter().flatten() {
@@ -74,7 +74,7 @@ fn drain_empties_a_node_one_move_at_a_time() -> Result<()> {
     Ok(())
 }
 
-// MM-D2 MM-D3 MM-D12
+// Parts of rows D2 and D12 (one VM; no other pods on the node).
 #[test]
 fn drain_by_selector_and_uncordon_calls_off() -> Result<()> {
     let home = Home::up(2)?;

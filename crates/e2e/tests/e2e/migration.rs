@@ -9,7 +9,7 @@ fn vmop_phase(home: &Home, name: &str, wanted: &str) -> Result<()> {
     home.wait_field(&format!("vmop {name}"), "/status/phase", wanted, BOOT)
 }
 
-// MM-O1 MM-O27 MM-S2 MM-S6 MM-O13 MM-O21
+// MM-O1 MM-O27 MM-S2 MM-O21. Parts of rows S6 (processes only) and O13.
 #[test]
 fn evict_moves_a_guest_that_does_not_notice() -> Result<()> {
     let home = Home::up(3)?;
@@ -50,7 +50,7 @@ fn evict_moves_a_guest_that_does_not_notice() -> Result<()> {
     let migrating = lines.iter().filter(|l| l.contains("Migrating"));
     ensure!(migrating.clone().count() >= 1 && migrating.clone().all(|l| l.contains(&source)));
 
-    // MM-S6: nothing is left on the source; one QEMU in all.
+    // Nothing runs on the source any more: one QEMU in all.
     wait_for("one QEMU", SOON, || {
         let all = home.pids(&["qemu-system-x86_64"]);
         if all.len() == 1 { Ok(()) } else { Err(format!("{all:?}")) }

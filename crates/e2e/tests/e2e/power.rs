@@ -112,7 +112,7 @@ fn policies() -> Result<()> {
 
     home.d8(&["v", "start", "m"])?;
     wait_ready(&home, "m")?;
-    // VL-L12
+    // Part of row L12: it stays off until somebody wants it on.
     let qemu = home.pids(&["qemu-system-x86_64"]);
     ensure!(qemu.len() == 1, "QEMU processes: {qemu:?}");
     home.kill9(qemu[0])?;
