@@ -59,7 +59,7 @@ fn drain_empties_a_node_one_move_at_a_time() -> Result<()> {
     ensure!(spans.len() == 2 && spans[0].1 <= spans[1].0, "moves overlapped: {spans:?}");
     drop(ops);
 
-    // MM-D16, MM-D25: nothing new lands on a cordoned node; uncordon brings it back.
+    // Nothing new lands on a cordoned node; uncordon brings it back.
     home.apply(
         &(manifests::disk("c-root")
             + &manifests::vm("c", &format!("  nodeSelector: {{kubernetes.io/hostname: {node}}}"))),

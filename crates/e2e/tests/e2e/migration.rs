@@ -95,7 +95,7 @@ fn deleting_the_operation_calls_the_move_off() -> Result<()> {
         counter.goes_on(10, s(20))?;
         ensure!(guest.boot_id()? == boot);
         if node_of(&home, "v") != source {
-            // It was over before the call-off: that is allowed (MM-O20), and the guest is unharmed.
+            // It was over before the call-off: that is allowed (row O20), and the guest is unharmed.
             return Ok(());
         }
         wait_for("one launcher", SOON, || match launchers(&home, "v") {
