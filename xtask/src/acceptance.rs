@@ -1,6 +1,7 @@
 //! `acceptance`: how many rows of each spec's acceptance table a test cites. `V=1` lists the others.
 //!
-//! A test cites a row by its prefixed ID in a comment: `// VL-D8 MM-O1`. Only lines that are comments count.
+//! A test cites a row that it wholly shows by its prefixed ID in a comment: `// VL-D8 MM-O1`. One that shows a part of a
+//! row names it without the hyphen (`VL D8`), which does not count.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -272,7 +272,7 @@ fn settle(records: &Records) -> Option<Verdict> {
 mod tests {
     use super::*;
 
-    // MM-F6, MM-F7, MM-F8 (the decision)
+    // MM F6, MM F7, MM F8 (the decision)
     #[test]
     fn only_the_targets_records_settle_a_hand_over() {
         let rows = [

@@ -185,7 +185,7 @@ fn arp_request(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
-// VL-N2 (the guest's half: one address, given by DHCP)
+// VL N2 (the guest's half: one address, given by DHCP)
 #[test]
 fn a_guest_gets_its_address_and_its_gateway() {
     on_a_node(|| async {

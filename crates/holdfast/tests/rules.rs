@@ -120,7 +120,7 @@ fn with(mut spec: Value, path: &str, value: Value) -> Value {
     spec
 }
 
-// AP-9 (without the attachment, which is refused), AP-16 (the answer to the creation)
+// AP 9 (without the attachment, which is refused), AP 16 (the answer to the creation)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn minimal_manifests_are_accepted_with_their_defaults() {
     let world = World::start().await;
@@ -308,7 +308,7 @@ async fn rules_of_other_kinds() {
     assert!(changed.unwrap_err().1.contains("CPU section of a class cannot be changed"));
 }
 
-// AP-18 (creation and edit), AP-19, VL-D2, VL-D18, VL-N5, VL-N13, VL-N18 (admission)
+// AP 18 (creation and edit), AP-19, VL-D2, VL-D18, VL-N5, VL-N13, VL N18 (admission)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn admission_answers_in_words() {
     let world = World::start().await;

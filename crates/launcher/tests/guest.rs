@@ -23,7 +23,7 @@ fn demo_disk(dir: &Path) -> Option<std::path::PathBuf> {
     Some(disk)
 }
 
-// VL-G1, VL-G2: the agent answers, and its facts are told.
+// The launcher's part of VL G1, VL G2: the agent answers, and its facts are told.
 #[tokio::test]
 async fn the_guest_agent_is_heard_and_the_button_works() {
     let dir = tempfile::tempdir().unwrap();

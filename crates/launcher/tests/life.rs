@@ -180,7 +180,7 @@ async fn repeats_are_answered_and_strangers_refused() {
     l.until("state", |e| matches!(e, Event::State(s) if s.vm == VmState::Running)).await.unwrap();
 }
 
-// VL-B6: boot falls through to the next disk (spec hypervisor.md §6).
+// VL-B1: boot falls through to the next disk (spec hypervisor.md §6).
 #[tokio::test]
 async fn the_first_disk_with_a_boot_sector_boots() {
     let vm = Vm::new();

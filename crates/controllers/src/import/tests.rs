@@ -132,7 +132,7 @@ fn a_known_size_needs_no_probe() {
     }
 }
 
-// VL-D6 (decision): as large as the image, refused if smaller, larger if wanted.
+// VL D6 (decision): as large as the image, refused if smaller, larger if wanted.
 #[test]
 fn sizes_of_copies() {
     let source = || From::Claim { claim: "c".into(), bytes: 2590 << 20 };

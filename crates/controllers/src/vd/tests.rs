@@ -114,7 +114,7 @@ fn what_a_disk_waits_for() {
             "DatasourceIsNotReady",
         ),
         ("image ready", local(), image(true, false, 1), Provisioning, "DatasourceReady", "Provisioning"),
-        // VL-D7 (decision)
+        // VL D7 (decision)
         ("iso", local(), image(true, true, 1), Failed, "DatasourceReady", "ProvisioningFailed"),
         ("too small", local(), image(true, false, 2 << 30), Failed, "DatasourceReady", "ProvisioningFailed"),
         (
@@ -168,7 +168,7 @@ fn a_ready_disk_is_settled() {
     assert!(plan(&o).is_empty());
 }
 
-// VL-D16 (decision): a claim deleted out of band is final.
+// VL D16 (decision): a claim deleted out of band is final.
 #[test]
 fn a_lost_claim_is_final() {
     let mut o = ready_disk();

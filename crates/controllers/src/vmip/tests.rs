@@ -142,7 +142,7 @@ fn situations() {
             "VirtualMachineIPAddressLeaseAlreadyExists",
             &[],
         ),
-        // VL-N7 (decision): released in the same namespace is taken.
+        // VL N7 (decision): released in the same namespace is taken.
         (
             "released, same namespace",
             with(fixed("10.66.10.14"), held_by("shop", "", "", released)),
@@ -220,7 +220,7 @@ fn the_last_free_address_of_a_large_pool_is_found() {
     assert_eq!(choose(&o)[0], last);
 }
 
-// VL-N10 (decision): the VM that has the address keeps it although another names it.
+// VL N10 (decision): the VM that has the address keeps it although another names it.
 #[test]
 fn the_recorded_user_keeps_the_address() {
     let mut o = observed(vmip(IpAddressType::Auto, None));
@@ -240,7 +240,7 @@ fn the_recorded_user_keeps_the_address() {
     assert_eq!(user(&o).as_deref(), Some("v1"));
 }
 
-// VL-N16 (decision): in use, it stays; then the finalizer goes.
+// VL N16 (decision): in use, it stays; then the finalizer goes.
 #[test]
 fn deletion_waits_for_the_vm() {
     let mut o = observed(vmip(IpAddressType::Auto, None));

@@ -29,7 +29,7 @@ fn reason(vmip: &Vmip) -> String {
     condition::find(&status.conditions, "Bound").map(|c| c.reason.clone()).unwrap_or_default()
 }
 
-// VL-N7, VL-N8, VL-N9, VL-N17, AP-17 (without node: generic is Pending)
+// VL-N7, VL-N8, VL-N9, VL-N17, AP 17 (without node: generic is Pending)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn addresses_are_leased_kept_and_given_back() {
     let world = World::start().await;

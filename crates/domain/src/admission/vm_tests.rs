@@ -45,7 +45,7 @@ fn world() -> World {
         .subnets(&["10.66.10.0/24"])
 }
 
-// AP-18 (creation), AP-19, VL-N13, VL-B6
+// AP-19, VL-N13, VL-B5. Parts of rows AP 18 (creation) and VL B4 (17 references)
 #[test]
 fn creation() {
     let devices = |count: usize| -> Value {
@@ -120,7 +120,7 @@ fn a_missing_class_is_a_warning() {
     assert!(warnings[0].contains("stays Pending"), "{warnings:?}");
 }
 
-// AP-18: a tightened policy refuses any edit, but lets controllers finish their work.
+// The admission part of AP 18: a tightened policy refuses any edit, but lets controllers finish their work.
 #[test]
 fn a_tightened_policy_refuses_edits_only() {
     let old =

@@ -350,7 +350,7 @@ fn a_node_without_network_or_power() -> Result<()> {
     guest.check("the cut")?;
     drop(guest.counter);
 
-    // VL-L19, shortened: without power nothing proves that the guest does not run, so no second one starts.
+    // VL L19, shortened: without power nothing proves that the guest does not run, so no second one starts.
     home.holdfast(&["node", "kill", &node])?;
     wait_for("no QEMU is left on the node", s(5), || match qemus(&home, "v") {
         all if all.is_empty() => Ok(()),

@@ -208,7 +208,7 @@ fn failures_are_said_and_leave_nothing() -> Result<()> {
     let missing = format!(
         "{failed} Downloading http://169.254.1.2/no-such-file failed: the server answers 404 Not Found."
     );
-    // VL-D3 (wrong checksum), and part of VL-D6: a disk smaller than its data.
+    // VL-D3 (wrong checksum), and part of VL D6: a disk smaller than its data.
     for (object, message) in [
         ("vd wrong-sum", &sums),
         ("vi wrong-sum", &sums),
