@@ -12,7 +12,7 @@ pub type Timestamp = jiff::Timestamp;
 /// Where `now` comes from. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
-    /// The clock of this machine.
+    /// The clock of this machine, or the one of the simulation on this thread ([`crate::ambient`]).
     #[default]
     Real,
     /// A clock that stands still until a test moves it.
@@ -24,7 +24,7 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         match self {
-            Clock::Real => Timestamp::now(),
+            Clock::Real => crate::now(),
             Clock::Virtual(clock) => clock.now(),
         }
     }
@@ -33,7 +33,7 @@ impl Clock {
     pub async fn sleep_until(&self, at: Timestamp) {
         match self {
             Clock::Real => {
-                let left = Duration::try_from(at.duration_since(Timestamp::now()));
+                let left = Duration::try_from(at.duration_since(crate::now()));
                 // A negative rest means that the instant has passed.
                 if let Ok(left) = left {
                     tokio::time::sleep(left).await;

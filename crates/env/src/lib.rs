@@ -2,17 +2,20 @@
 //!
 //! What lives here: [`Clock`] (now and timers), [`Entropy`] (a tree of named random streams),
 //! [`derived_name`] (names of created objects), [`fault`] (named points at which tests kill or
-//! delay a process). Each has a real form and a virtual one for tests and simulation.
+//! delay a process), [`ambient`] (how a simulation takes over all of these on its thread), [`mutant!`]
+//! (deliberate bugs that the simulation must find). Each has a real form and a virtual one.
 //!
 //! What does not: rules (crate `domain`), I/O.
 //!
 //! Pure code never holds a clock: it gets `now` as a value (INV-9).
 
+pub mod ambient;
 mod clock;
 mod entropy;
 pub mod fault;
 mod name;
 
+pub use ambient::{now, random_u64, simulated};
 pub use clock::{Clock, Timestamp, VirtualClock};
 pub use entropy::{Entropy, Stream};
 pub use name::{derived_name, suffix};
