@@ -232,6 +232,10 @@ fn refused(command: &str, desc: &str) -> QmpError {
 impl Hypervisor for Fake {
     type Machine = FakeMachine;
 
+    fn needs_tap(&self) -> bool {
+        false
+    }
+
     async fn start(
         &self,
         d: &Definition,

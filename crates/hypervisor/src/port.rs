@@ -17,6 +17,11 @@ pub trait Hypervisor: Clone + Send + Sync + 'static {
     /// A started machine.
     type Machine: Machine;
 
+    /// Whether a machine with a network card can be started only with the descriptor of a tap.
+    fn needs_tap(&self) -> bool {
+        true
+    }
+
     /// Starts a machine stopped (`-S`), or waiting for a migration when `runtime.incoming` is set. Returns
     /// when it answers questions; the guest does not run yet. `tap` becomes the network card's other end;
     /// `runtime.tap_fd` is set from it.

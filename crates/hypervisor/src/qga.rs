@@ -5,12 +5,10 @@
 //! hypervisor.md §12).
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// How long the agent may take to answer.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -38,15 +36,14 @@ pub enum QgaError {
 }
 
 /// A synchronised session with the guest's agent.
-pub struct GuestAgent {
-    stream: UnixStream,
+pub struct GuestAgent<S> {
+    stream: S,
     buffer: Vec<u8>,
 }
 
-impl GuestAgent {
-    /// Connects and synchronises. `token` should differ from session to session.
-    pub async fn open(socket: &Path, token: u32) -> Result<GuestAgent, QgaError> {
-        let stream = UnixStream::connect(socket).await?;
+impl<S: AsyncRead + AsyncWrite + Unpin> GuestAgent<S> {
+    /// Synchronises over a stream to the agent. `token` should differ from session to session.
+    pub async fn open(stream: S, token: u32) -> Result<GuestAgent<S>, QgaError> {
         let mut agent = GuestAgent { stream, buffer: Vec::new() };
         let request = json!({ "execute": "guest-sync-delimited", "arguments": { "id": token } });
         let mut line = vec![DELIMITER];
@@ -77,7 +74,10 @@ impl GuestAgent {
         }
     }
 
-    async fn within<T>(&mut self, step: impl AsyncFnOnce(&mut GuestAgent) -> io::Result<T>) -> io::Result<T> {
+    async fn within<T>(
+        &mut self,
+        step: impl AsyncFnOnce(&mut GuestAgent<S>) -> io::Result<T>,
+    ) -> io::Result<T> {
         match tokio::time::timeout(ANSWER_LIMIT, step(self)).await {
             Ok(result) => result,
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s")),
@@ -119,7 +119,7 @@ impl GuestAgent {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncBufReadExt, BufReader};
-    use tokio::net::UnixListener;
+    use tokio::net::{UnixListener, UnixStream};
 
     use super::*;
 
@@ -143,7 +143,8 @@ mod tests {
             stream.read_until(b'\n', &mut line).await.unwrap();
             stream.write_all(b"{\"error\": {\"desc\": \"no\"}}\n").await.unwrap();
         });
-        let mut agent = GuestAgent::open(&path, 7).await.unwrap();
+        let stream = UnixStream::connect(&path).await.unwrap();
+        let mut agent = GuestAgent::open(stream, 7).await.unwrap();
         assert_eq!(agent.ask("guest-info").await.unwrap()["version"], "7.2");
         assert!(matches!(agent.ask("guest-x").await, Err(QgaError::Refused { .. })));
         guest.await.unwrap();

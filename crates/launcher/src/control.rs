@@ -6,9 +6,10 @@ use std::path::Path;
 
 use holdfast_wire::frame;
 use holdfast_wire::launcher::Control;
-use tokio::net::unix::OwnedWriteHalf;
-use tokio::net::{UnixListener, UnixStream};
+use holdfast_wire::local::{BoxStream, LocalSockets, StreamListener};
+use tokio::io::WriteHalf;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 /// What arrives at the source.
 #[derive(Debug)]
@@ -20,27 +21,35 @@ pub enum FromTarget {
 }
 
 /// The source's end.
-#[derive(Debug)]
 pub struct ToTarget {
     number: u64,
-    write: OwnedWriteHalf,
+    write: WriteHalf<BoxStream>,
+    reader: AbortHandle,
+}
+
+impl Drop for ToTarget {
+    fn drop(&mut self) {
+        // The stream closes with its last half.
+        self.reader.abort();
+    }
 }
 
 impl ToTarget {
     /// Connects to the socket on which the source's agent listens. `number` marks what arrives.
     pub async fn connect<T: From<FromTarget> + Send + 'static>(
+        sockets: &dyn LocalSockets,
         socket: &Path,
         number: u64,
         inbox: mpsc::UnboundedSender<T>,
     ) -> io::Result<ToTarget> {
-        let (mut read, write) = UnixStream::connect(socket).await?.into_split();
-        tokio::spawn(async move {
+        let (mut read, write) = tokio::io::split(sockets.connect(socket).await?);
+        let reader = tokio::spawn(async move {
             while let Ok(Some(word)) = frame::read::<Control>(&mut read).await {
                 let _ = inbox.send(FromTarget::Said(number, word).into());
             }
             let _ = inbox.send(FromTarget::Closed(number).into());
         });
-        Ok(ToTarget { number, write })
+        Ok(ToTarget { number, write, reader: reader.abort_handle() })
     }
 
     /// The number given at connect.
@@ -66,13 +75,13 @@ pub struct FromSource {
 /// Target: accepts control connections on `listener` until the inbox is gone. The agent may connect
 /// several times, so each connection is served by itself.
 pub async fn listen<T: From<FromSource> + Send + 'static>(
-    listener: UnixListener,
+    mut listener: Box<dyn StreamListener>,
     inbox: mpsc::UnboundedSender<T>,
 ) {
-    while let Ok((stream, _)) = listener.accept().await {
+    while let Ok(stream) = listener.accept().await {
         let inbox = inbox.clone();
         tokio::spawn(async move {
-            let (mut read, mut write) = stream.into_split();
+            let (mut read, mut write) = tokio::io::split(stream);
             let (reply, mut answers) = mpsc::unbounded_channel::<Control>();
             let writer = tokio::spawn(async move {
                 while let Some(answer) = answers.recv().await {

@@ -5,10 +5,12 @@
 //! silent pings mean *not connected*.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_hypervisor::qga::{GuestAgent, QgaError};
 use holdfast_wire::launcher::{GuestFacts, GuestNic};
+use holdfast_wire::local::{BoxStream, LocalSockets};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
@@ -27,6 +29,7 @@ pub struct Guest {
 impl Guest {
     /// Polls over this socket until the handle is dropped; sends facts whenever they changed.
     pub fn start<T: From<GuestFacts> + Send + 'static>(
+        sockets: Arc<dyn LocalSockets>,
         socket: PathBuf,
         inbox: mpsc::UnboundedSender<T>,
     ) -> Guest {
@@ -40,16 +43,17 @@ impl Guest {
                     let _ = inbox.send(facts.into());
                 }
             };
-            let mut token = std::process::id();
+            let mut token = token();
             loop {
                 token = token.wrapping_add(1);
-                if let Err(e) = session(&socket, token, &mut tell).await {
+                if let Err(e) = session(&*sockets, &socket, token, &mut tell).await {
                     tracing::debug!("{e}");
                 }
                 tell(GuestFacts::default());
                 tokio::select! {
-                    () = sleep(RETRY) => {}
+                    biased;
                     changed = hint.changed() => if changed.is_err() { return },
+                    () = sleep(RETRY) => {}
                 }
             }
         });
@@ -62,9 +66,19 @@ impl Guest {
     }
 }
 
+/// Where the tokens of this launcher's sessions begin: an earlier launcher's must not be met again.
+fn token() -> u32 {
+    u32::try_from(holdfast_env::random_u64() >> 32).expect("invariant: 64 bits shifted by 32 fit into 32")
+}
+
 /// Talks to the agent until it is silent.
-async fn session(socket: &Path, token: u32, tell: &mut impl FnMut(GuestFacts)) -> Result<(), QgaError> {
-    let mut agent = GuestAgent::open(socket, token).await?;
+async fn session(
+    sockets: &dyn LocalSockets,
+    socket: &Path,
+    token: u32,
+    tell: &mut impl FnMut(GuestFacts),
+) -> Result<(), QgaError> {
+    let mut agent = GuestAgent::open(sockets.connect(socket).await?, token).await?;
     let mut interval = FACTS_FIRST;
     loop {
         tell(facts(&mut agent).await?);
@@ -79,7 +93,10 @@ async fn session(socket: &Path, token: u32, tell: &mut impl FnMut(GuestFacts)) -
                 Err(_) => {
                     silent = true;
                     // The old session may hold half an answer.
-                    agent = GuestAgent::open(socket, token.wrapping_add(1 << 31)).await?;
+                    agent = {
+                        let stream = sockets.connect(socket).await?;
+                        GuestAgent::open(stream, token.wrapping_add(1 << 31)).await?
+                    };
                 }
             }
         }
@@ -87,7 +104,7 @@ async fn session(socket: &Path, token: u32, tell: &mut impl FnMut(GuestFacts)) -
 }
 
 /// Asks everything; a refused question leaves its part empty.
-async fn facts(agent: &mut GuestAgent) -> Result<GuestFacts, QgaError> {
+async fn facts(agent: &mut GuestAgent<BoxStream>) -> Result<GuestFacts, QgaError> {
     let info = optional(agent.ask("guest-info").await)?;
     let os = optional(agent.ask("guest-get-osinfo").await)?;
     let host = optional(agent.ask("guest-get-host-name").await)?;

@@ -7,28 +7,29 @@
 pub mod control;
 pub mod driver;
 pub mod guest;
+pub mod host;
 pub mod queue;
 pub mod records;
 pub mod serial;
 pub mod server;
 
 use std::io;
+use std::sync::Arc;
 
 use holdfast_hypervisor::port::Hypervisor;
 use holdfast_wire::launcher::{ExitRecord, SOCKET};
-use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 pub use driver::{Config, Driver, Inbox};
+pub use host::Outside;
 
 /// Serves one VM until its QEMU has ended. Must run on a current-thread runtime of the main thread,
 /// because QEMU dies with the thread that started it.
 pub async fn run<H: Hypervisor>(config: Config, hypervisor: H) -> io::Result<Option<ExitRecord>> {
     let socket = config.run_dir.join(SOCKET);
-    let _ = std::fs::remove_file(&socket);
     let (inbox, messages) = mpsc::unbounded_channel();
-    let mut terminate = signal(SignalKind::terminate())?;
+    let sockets = Arc::clone(&config.outside.sockets);
+    let mut terminate = config.outside.host.terminations()?;
     let to_driver = inbox.clone();
     tokio::spawn(async move {
         while terminate.recv().await.is_some() {
@@ -36,6 +37,6 @@ pub async fn run<H: Hypervisor>(config: Config, hypervisor: H) -> io::Result<Opt
         }
     });
     let driver = Driver::new(config, hypervisor, inbox.clone());
-    tokio::spawn(server::serve(UnixListener::bind(&socket)?, inbox));
+    tokio::spawn(server::serve(sockets.bind_frames(&socket)?, inbox));
     Ok(driver.run(messages).await)
 }

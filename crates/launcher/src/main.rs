@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use holdfast_hypervisor::qemu::Qemu;
-use holdfast_launcher::Config;
+use holdfast_launcher::{Config, Outside};
 use holdfast_wire::Id;
 use holdfast_wire::launcher::Cause;
 
@@ -78,6 +78,7 @@ fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         sandbox: true,
         qemu_version: String::new(),
         termination_log,
+        outside: Outside::default(),
     };
     tracing::info!(id = %config.id, run_dir = %run_dir.display(), "launcher");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

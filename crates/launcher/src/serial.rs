@@ -5,11 +5,13 @@
 //! the console over from the one before it.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_wire::local::{BoxStream, LocalSockets};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -22,16 +24,15 @@ const LAG_CHUNKS: usize = 64;
 /// A running console.
 #[derive(Clone, Debug)]
 pub struct Serial {
-    clients: mpsc::UnboundedSender<UnixStream>,
+    clients: mpsc::UnboundedSender<BoxStream>,
 }
 
 impl Serial {
     /// Connects to QEMU's serial socket and serves it until QEMU ends.
-    pub fn start(socket: PathBuf) -> Serial {
+    pub fn start(sockets: Arc<dyn LocalSockets>, socket: PathBuf) -> Serial {
         let (clients, arrivals) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            let deadline = Instant::now() + Duration::from_secs(5);
-            match holdfast_hypervisor::qmp::connect_retrying(&socket, deadline).await {
+            match reach(&*sockets, &socket).await {
                 Ok(qemu) => serve(qemu, arrivals).await,
                 Err(e) => tracing::error!("serial console: {e}"),
             }
@@ -40,9 +41,27 @@ impl Serial {
     }
 
     /// Hands the console to a new client.
-    pub fn attach(&self, client: UnixStream) {
+    pub fn attach(&self, client: BoxStream) {
         // After QEMU's end the client is dropped, which it sees as the end of the stream.
         let _ = self.clients.send(client);
+    }
+}
+
+/// QEMU made its socket before it became ready, so the first try normally succeeds.
+async fn reach(sockets: &dyn LocalSockets, socket: &Path) -> io::Result<BoxStream> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut pause = Duration::from_millis(3);
+    loop {
+        match sockets.connect(socket).await {
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+                    && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(250));
+            }
+            result => return result,
+        }
     }
 }
 
@@ -51,8 +70,8 @@ struct Client {
     output: mpsc::Sender<Vec<u8>>,
 }
 
-async fn serve(qemu: UnixStream, mut arrivals: mpsc::UnboundedReceiver<UnixStream>) {
-    let (mut from_guest, mut to_guest) = qemu.into_split();
+async fn serve(qemu: BoxStream, mut arrivals: mpsc::UnboundedReceiver<BoxStream>) {
+    let (mut from_guest, mut to_guest) = tokio::io::split(qemu);
     let (typed_tx, mut typed) = mpsc::channel::<(u64, Vec<u8>)>(16);
     let mut ring = Ring::default();
     let mut client: Option<Client> = None;
@@ -60,13 +79,8 @@ async fn serve(qemu: UnixStream, mut arrivals: mpsc::UnboundedReceiver<UnixStrea
     let mut buffer = [0; 4096];
     loop {
         tokio::select! {
-            read = from_guest.read(&mut buffer) => {
-                let n = match read { Ok(0) | Err(_) => return, Ok(n) => n };
-                ring.push(&buffer[..n]);
-                if let Some(c) = &client && c.output.try_send(buffer[..n].to_vec()).is_err() {
-                    client = None;
-                }
-            }
+            // A guest that never stops writing comes last, so that people are heard.
+            biased;
             Some(arrived) = arrivals.recv() => {
                 number += 1;
                 client = Some(connect(arrived, number, ring.bytes(), typed_tx.clone()));
@@ -80,13 +94,20 @@ async fn serve(qemu: UnixStream, mut arrivals: mpsc::UnboundedReceiver<UnixStrea
                     return;
                 }
             }
+            read = from_guest.read(&mut buffer) => {
+                let n = match read { Ok(0) | Err(_) => return, Ok(n) => n };
+                ring.push(&buffer[..n]);
+                if let Some(c) = &client && c.output.try_send(buffer[..n].to_vec()).is_err() {
+                    client = None;
+                }
+            }
         }
     }
 }
 
 /// Starts the two tasks of a client. Dropping the returned value disconnects it.
-fn connect(stream: UnixStream, number: u64, past: Vec<u8>, typed: mpsc::Sender<(u64, Vec<u8>)>) -> Client {
-    let (mut read, mut write) = stream.into_split();
+fn connect(stream: BoxStream, number: u64, past: Vec<u8>, typed: mpsc::Sender<(u64, Vec<u8>)>) -> Client {
+    let (mut read, mut write) = tokio::io::split(stream);
     let (output, mut chunks) = mpsc::channel::<Vec<u8>>(LAG_CHUNKS);
     let reader = tokio::spawn(async move {
         let mut buffer = [0; 1024];
@@ -129,6 +150,9 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_wire::local::Unix;
+    use tokio::net::UnixStream;
+
     use super::*;
 
     async fn read_some(s: &mut UnixStream) -> String {
@@ -143,12 +167,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("serial.sock");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let serial = Serial::start(path);
+        let serial = Serial::start(Arc::new(Unix), path);
         let (mut guest, _) = listener.accept().await.unwrap();
         guest.write_all(b"boot").await.unwrap();
         let attach = || {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            serial.attach(theirs);
+            serial.attach(Box::new(theirs));
             ours
         };
         let mut first = attach();

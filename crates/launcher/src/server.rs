@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use holdfast_wire::launcher::{Body, Event, FromLauncher, ToLauncher};
+use holdfast_wire::local::FrameListener;
 use holdfast_wire::unix::Conn;
 use holdfast_wire::{Id, VERSION};
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 /// Frames that may wait for a slow agent before it is disconnected; it learns the state when it returns.
@@ -34,13 +34,13 @@ pub struct Outgoing {
 
 /// Accepts connections for ever.
 pub async fn serve<T: From<Arrival> + Send + 'static>(
-    listener: UnixListener,
+    mut listener: Box<dyn FrameListener>,
     inbox: mpsc::UnboundedSender<T>,
 ) {
     let mut number = 0;
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let conn = match listener.accept().await {
+            Ok(conn) => conn,
             Err(e) => {
                 tracing::error!("accepting an agent's connection: {e}");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -48,7 +48,6 @@ pub async fn serve<T: From<Arrival> + Send + 'static>(
             }
         };
         number += 1;
-        let conn = Conn::new(stream);
         let (frames, outgoing) = mpsc::channel(BACKLOG_FRAMES);
         if inbox.send(Arrival::Opened(number, frames).into()).is_err() {
             return;
@@ -57,6 +56,7 @@ pub async fn serve<T: From<Arrival> + Send + 'static>(
         tokio::spawn(async move {
             // When either side ends, both do: an agent that does not read is disconnected by the driver.
             tokio::select! {
+                biased;
                 () = write(&conn, outgoing) => {}
                 () = read(&conn, number, &inbox) => {}
             }

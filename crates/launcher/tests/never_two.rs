@@ -13,7 +13,7 @@ use holdfast_hypervisor::definition::{Accelerator, Cpu, Definition, Disk, FORMAT
 use holdfast_hypervisor::fake::{Fake, FakeMachine};
 use holdfast_hypervisor::port::RunState;
 use holdfast_launcher::server::{Arrival, Outgoing};
-use holdfast_launcher::{Config, Driver, Inbox};
+use holdfast_launcher::{Config, Driver, Inbox, Outside};
 use holdfast_wire::launcher::*;
 use holdfast_wire::{Id, VERSION, frame};
 use proptest::prelude::*;
@@ -46,6 +46,7 @@ impl Side {
             sandbox: false,
             qemu_version: "10.0.2".into(),
             termination_log: "/nonexistent/termination-log".into(),
+            outside: Outside::default(),
         };
         let driver = Driver::new(config, fake.clone(), inbox.clone());
         let task = tokio::spawn(driver.run(messages));

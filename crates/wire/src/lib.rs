@@ -1,12 +1,15 @@
 //! Versioned messages between agent and launcher, launcher and launcher, agent and agent, gateway and agent.
 //!
 //! Here: the messages, their framing, and the connection types. Not here: TLS, who may send what when.
-//! Start at [`launcher`] for the pod side, [`peer`] for what crosses nodes, [`frame`] for the bytes.
+//! Start at [`launcher`] for the pod side, [`peer`] for what crosses nodes, [`frame`] for the bytes,
+//! [`local`] for what carries them inside a node.
 //! A frame is a 4-byte big-endian length and JSON; this and the previous [`VERSION`] are accepted.
 //! Source: design/first-slice.md §4.3, migration-and-maintenance.md §2.4.
 
 pub mod frame;
 pub mod launcher;
+pub mod local;
+pub mod memory;
 pub mod peer;
 pub mod unix;
 

@@ -1,7 +1,7 @@
-//! Frames with file descriptors over a unix stream socket.
+//! Frames with file descriptors, over a unix stream socket or another [`FrameTransport`].
 
 use std::collections::VecDeque;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::frame::{Error, decode, encode};
+use crate::local::{BoxFuture, Chunk, FrameTransport};
 
 /// Most descriptors that travel with one frame.
 pub const MAX_FDS: usize = 4;
@@ -22,7 +23,7 @@ pub const MAX_FDS: usize = 4;
 /// A connection that carries frames and descriptors. Use one reader and one writer at a time.
 #[derive(Debug)]
 pub struct Conn {
-    stream: UnixStream,
+    transport: Box<dyn FrameTransport>,
     received: tokio::sync::Mutex<Received>,
     sending: tokio::sync::Mutex<()>,
 }
@@ -36,12 +37,17 @@ struct Received {
 impl Conn {
     /// Takes over a connected socket.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, received: tokio::sync::Mutex::default(), sending: tokio::sync::Mutex::default() }
+        Self::over(Box::new(stream))
     }
 
-    /// Credentials of the process at the other end.
-    pub fn peer(&self) -> std::io::Result<tokio::net::unix::UCred> {
-        self.stream.peer_cred()
+    /// A connection over any transport.
+    pub fn over(transport: Box<dyn FrameTransport>) -> Self {
+        Self { transport, received: tokio::sync::Mutex::default(), sending: tokio::sync::Mutex::default() }
+    }
+
+    /// Process id of the other end in this PID namespace, as far as it is known.
+    pub fn peer_pid(&self) -> Option<u32> {
+        self.transport.peer_pid()
     }
 
     /// Sends one frame with descriptors.
@@ -54,15 +60,8 @@ impl Conn {
         encode(message, &mut out)?;
         let mut fds = fds;
         while out.has_remaining() {
-            let sent = self.stream.async_io(Interest::WRITABLE, || {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-                let mut control = SendAncillaryBuffer::new(&mut space);
-                if !fds.is_empty() {
-                    control.push(SendAncillaryMessage::ScmRights(fds));
-                }
-                Ok(sendmsg(self.stream.as_fd(), &[IoSlice::new(&out)], &mut control, SendFlags::NOSIGNAL)?)
-            });
-            out.advance(sent.await?);
+            let sent = self.transport.send(&out, fds).await?;
+            out.advance(sent);
             // Descriptors travel with the first bytes only.
             fds = &[];
         }
@@ -80,44 +79,61 @@ impl Conn {
             if let Some(message) = decode::<T>(&mut received.bytes)? {
                 let count = fds_of(&message);
                 if count > received.fds.len() {
-                    return Err(
-                        std::io::Error::other("a frame announced descriptors that did not come").into()
-                    );
+                    return Err(io::Error::other("a frame announced descriptors that did not come").into());
                 }
                 let fds = received.fds.drain(..count).collect();
                 return Ok(Some((message, fds)));
             }
-            let mut buffer = [0u8; 16 * 1024];
-            let mut fds = Vec::new();
-            let read = self
-                .stream
-                .async_io(Interest::READABLE, || {
-                    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-                    let mut control = RecvAncillaryBuffer::new(&mut space);
-                    let got = recvmsg(
-                        self.stream.as_fd(),
-                        &mut [IoSliceMut::new(&mut buffer)],
-                        &mut control,
-                        RecvFlags::CMSG_CLOEXEC,
-                    )?;
-                    for message in control.drain() {
-                        if let RecvAncillaryMessage::ScmRights(rights) = message {
-                            fds.extend(rights);
-                        }
-                    }
-                    Ok(got.bytes)
-                })
-                .await?;
+            let Chunk { bytes, fds } = self.transport.receive().await?;
             received.fds.extend(fds);
-            if read == 0 {
+            if bytes.is_empty() {
                 return if received.bytes.is_empty() {
                     Ok(None)
                 } else {
-                    Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())
+                    Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
                 };
             }
-            received.bytes.extend_from_slice(&buffer[..read]);
+            received.bytes.extend_from_slice(&bytes);
         }
+    }
+}
+
+impl FrameTransport for UnixStream {
+    fn send<'a>(&'a self, bytes: &'a [u8], fds: &'a [BorrowedFd<'a>]) -> BoxFuture<'a, io::Result<usize>> {
+        Box::pin(self.async_io(Interest::WRITABLE, move || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !fds.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(fds));
+            }
+            Ok(sendmsg(self.as_fd(), &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+        }))
+    }
+
+    fn receive(&self) -> BoxFuture<'_, io::Result<Chunk>> {
+        Box::pin(self.async_io(Interest::READABLE, || {
+            let mut buffer = [0u8; 16 * 1024];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let got = recvmsg(
+                self.as_fd(),
+                &mut [IoSliceMut::new(&mut buffer)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )?;
+            let mut fds = vec![];
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = message {
+                    fds.extend(rights);
+                }
+            }
+            Ok(Chunk { bytes: buffer[..got.bytes].to_vec(), fds })
+        }))
+    }
+
+    fn peer_pid(&self) -> Option<u32> {
+        let pid = self.peer_cred().ok()?.pid()?;
+        u32::try_from(pid).ok().filter(|pid| *pid > 0)
     }
 }
 

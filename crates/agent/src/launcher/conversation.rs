@@ -95,8 +95,7 @@ impl Conversation {
 
     /// Process id of the launcher in this PID namespace, as far as the kernel knows it.
     pub fn pid(&self) -> Option<u32> {
-        let pid = self.conn.peer().ok()?.pid()?;
-        u32::try_from(pid).ok().filter(|pid| *pid > 0)
+        self.conn.peer_pid()
     }
 
     async fn hello(&self) -> Result<Hello, TalkError> {

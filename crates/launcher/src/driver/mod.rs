@@ -12,7 +12,7 @@ mod target;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use holdfast_hypervisor::port::{Event as MachineEvent, Hypervisor, Machine, RunState, StartError, Started};
 use holdfast_wire::launcher::{
@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use crate::control::{FromSource, FromTarget};
 use crate::guest::Guest;
+use crate::host::Outside;
 use crate::queue::{Phase, Verdict};
 use crate::records::Records;
 use crate::serial::Serial;
@@ -45,6 +46,8 @@ pub struct Config {
     pub qemu_version: String,
     /// The container's termination log; written only where the container runtime made it.
     pub termination_log: PathBuf,
+    /// Everything outside of the launcher's memory but QEMU and the records.
+    pub outside: Outside,
 }
 
 /// Everything that can happen to a launcher.
@@ -421,6 +424,5 @@ impl<H: Hypervisor> Driver<H> {
 
 /// Unix time, milliseconds.
 fn unix_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    holdfast_env::now().as_millisecond()
 }

@@ -48,7 +48,7 @@ impl<H: Hypervisor> Driver<H> {
     pub(super) async fn migrate_out(&mut self, uid: String, config: MoveConfig) -> Result<(), String> {
         let machine = self.machine.clone().ok_or("QEMU is not there")?;
         let socket = self.config.run_dir.join(SOCKET_CONTROL_OUT);
-        let control = ToTarget::connect(&socket, 1, self.inbox.clone()).await.map_err(|e| {
+        let control = ToTarget::connect(&*self.config.outside.sockets, &socket, 1, self.inbox.clone()).await.map_err(|e| {
             format!(
                 "the control stream to the target: {e}; the agent must listen on {SOCKET_CONTROL_OUT} first"
             )
@@ -216,7 +216,9 @@ impl<H: Hypervisor> Driver<H> {
         let socket = self.config.run_dir.join(SOCKET_CONTROL_OUT);
         let Some(outgoing) = &mut self.outgoing else { return false };
         outgoing.connections += 1;
-        outgoing.control = ToTarget::connect(&socket, outgoing.connections, self.inbox.clone()).await.ok();
+        let sockets = &*self.config.outside.sockets;
+        outgoing.control =
+            ToTarget::connect(sockets, &socket, outgoing.connections, self.inbox.clone()).await.ok();
         outgoing.control.is_some()
     }
 

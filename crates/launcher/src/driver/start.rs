@@ -11,10 +11,10 @@ use holdfast_hypervisor::definition::{Definition, Firmware};
 use holdfast_hypervisor::port::{Event as MachineEvent, Hypervisor, Machine, StartError, Started};
 use holdfast_hypervisor::seed;
 use holdfast_wire::launcher::{Answer, Body, Cause, OnReset, Prepare, StreamKind};
-use tokio::net::UnixStream;
 
 use super::{Driver, Inbox, Prepared, unix_ms};
 use crate::guest::Guest;
+use crate::host::Host;
 use crate::queue::Phase;
 use crate::serial::Serial;
 
@@ -40,13 +40,16 @@ impl<H: Hypervisor> Driver<H> {
                 false => Err("QEMU was prepared with another definition or for another move".into()),
             };
         }
-        if definition.nic.is_some() && tap.is_none() {
+        if definition.nic.is_some() && tap.is_none() && self.hypervisor.needs_tap() {
             return Err("the machine has a network card, but no tap device came with Prepare".into());
         }
         self.write_seed(&definition, &prepare.seed_files)?;
         self.copy_efi_variables(&definition)?;
         self.records.started(&self.config.id).map_err(|e| format!("recording the start: {e}"))?;
-        let effective = if prepare.incoming.is_none() { bootable_first(definition) } else { definition };
+        let effective = match prepare.incoming {
+            None => bootable_first(&*self.config.outside.host, definition),
+            Some(_) => definition,
+        };
         let runtime = Runtime {
             run_dir: self.config.run_dir.clone(),
             tap_fd: None,
@@ -90,7 +93,7 @@ impl<H: Hypervisor> Driver<H> {
 
     fn copy_efi_variables(&self, definition: &Definition) -> Result<(), String> {
         let Firmware::Efi { vars, .. } = &definition.firmware else { return Ok(()) };
-        let template = std::fs::read(vars).map_err(|e| {
+        let template = self.config.outside.host.installed_file(vars).map_err(|e| {
             format!("UEFI variables {}: {e}; install the package ovmf on the node", vars.display())
         })?;
         write_private(&self.config.run_dir.join(EFI_VARS), &template)
@@ -113,8 +116,9 @@ impl<H: Hypervisor> Driver<H> {
             }
         });
         self.machine = Some(machine);
-        self.serial = Some(Serial::start(self.config.run_dir.join(SERIAL_SOCKET)));
-        self.guest = Some(Guest::start(self.config.run_dir.join(AGENT_SOCKET), self.inbox.clone()));
+        let (sockets, run) = (&self.config.outside.sockets, &self.config.run_dir);
+        self.serial = Some(Serial::start(sockets.clone(), run.join(SERIAL_SOCKET)));
+        self.guest = Some(Guest::start(sockets.clone(), run.join(AGENT_SOCKET), self.inbox.clone()));
         let incoming = self.prepared.as_ref().and_then(|p| p.incoming.clone());
         fault::point("prepared").await;
         self.enter(incoming.map_or(Phase::Prepared, Phase::Incoming));
@@ -164,32 +168,35 @@ impl<H: Hypervisor> Driver<H> {
         let opened = match kind {
             StreamKind::Serial => self.open_serial(),
             // One client more is no matter to QEMU's VNC server: the agent gets the connection itself.
-            StreamKind::Vnc => UnixStream::connect(self.config.run_dir.join(VNC_SOCKET)).await,
+            StreamKind::Vnc => {
+                let socket = self.config.run_dir.join(VNC_SOCKET);
+                self.config.outside.sockets.connect_descriptor(&socket).await
+            }
         };
-        match opened.and_then(UnixStream::into_std) {
-            Ok(stream) => {
+        match opened {
+            Ok(descriptor) => {
                 let body = Body::Answer { seq, answer: Answer::Stream };
-                self.agents.send(number, body, vec![stream.into()]);
+                self.agents.send(number, body, vec![descriptor]);
             }
             Err(e) => self.answer(number, seq, Answer::Refused { why: format!("opening the stream: {e}") }),
         }
     }
 
-    fn open_serial(&self) -> std::io::Result<UnixStream> {
+    fn open_serial(&self) -> std::io::Result<OwnedFd> {
         let serial =
             self.serial.as_ref().ok_or_else(|| std::io::Error::other("there is no serial console"))?;
-        let (ours, theirs) = UnixStream::pair()?;
+        let (ours, theirs) = self.config.outside.sockets.pair()?;
         serial.attach(ours);
         Ok(theirs)
     }
 }
 
 /// Puts the first hard disk with a boot sector in front, under BIOS.
-fn bootable_first(mut definition: Definition) -> Definition {
+fn bootable_first(host: &dyn Host, mut definition: Definition) -> Definition {
     let paths: std::collections::BTreeMap<String, std::path::PathBuf> =
         definition.disks.iter().map(|d| (d.id.clone(), d.path.clone())).collect();
     bootsector::reorder(&mut definition, |id| {
-        let found = paths.get(id).map(|path| bootsector::has_boot_signature(path));
+        let found = paths.get(id).map(|path| host.has_boot_sector(path));
         match found {
             Some(Ok(found)) => found,
             Some(Err(e)) => {

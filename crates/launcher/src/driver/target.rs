@@ -6,7 +6,7 @@ use holdfast_env::fault;
 use holdfast_hypervisor::port::{Hypervisor, Machine, MigrationStatus};
 use holdfast_hypervisor::qmp::QmpError;
 use holdfast_wire::launcher::{Cause, Control, MoveStage, SOCKET_CONTROL_IN, SOCKET_MEMORY_IN};
-use tokio::net::UnixListener;
+use holdfast_wire::local::Access;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -29,11 +29,12 @@ impl<H: Hypervisor> Driver<H> {
         let machine = self.machine.clone().ok_or("QEMU is not there")?;
         let (control, memory) =
             (self.config.run_dir.join(SOCKET_CONTROL_IN), self.config.run_dir.join(SOCKET_MEMORY_IN));
-        for stale in [&control, &memory] {
-            let _ = std::fs::remove_file(stale);
-        }
-        let listener =
-            UnixListener::bind(&control).map_err(|e| format!("listening on {SOCKET_CONTROL_IN}: {e}"))?;
+        // What an earlier QEMU left; the control socket is replaced by the listener itself.
+        let _ = std::fs::remove_file(&memory);
+        let sockets = &self.config.outside.sockets;
+        let listener = sockets
+            .bind(&control, Access::SameUser)
+            .map_err(|e| format!("listening on {SOCKET_CONTROL_IN}: {e}"))?;
         tokio::spawn(control::listen(listener, self.inbox.clone()));
         machine.migrate_in(&memory.display().to_string()).await.map_err(|e| e.to_string())?;
         self.enter(Phase::Listening(uid.clone()));
@@ -92,7 +93,7 @@ impl<H: Hypervisor> Driver<H> {
     /// The source has given up. The record is on disk before the guest continues (§2.4 rule 5).
     async fn commit(&mut self, uid: String, paused: bool, reply: mpsc::UnboundedSender<Control>) {
         let Some(machine) = self.machine.clone() else { return };
-        if let Err(why) = self.wait_loaded(&machine).await {
+        if let Err(why) = Self::wait_loaded(&machine).await {
             return self.refuse_commit(uid, why, reply).await;
         }
         if let Err(e) = self.records.continuing(&self.config.id, &uid) {
@@ -126,7 +127,7 @@ impl<H: Hypervisor> Driver<H> {
     }
 
     /// The source saw `completed`, so the load ends now; without it `cont` would only be remembered.
-    async fn wait_loaded(&self, machine: &H::Machine) -> Result<(), String> {
+    async fn wait_loaded(machine: &H::Machine) -> Result<(), String> {
         let deadline = Instant::now() + LOADED_LIMIT;
         loop {
             let info = machine.migration().await.map_err(|e| e.to_string())?;
