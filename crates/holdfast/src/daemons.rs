@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use holdfast_api::names::PLATFORM_NAMESPACE;
 use holdfast_noderuntime::node::{NodeInfo, Timers};
 use holdfast_noderuntime::paths::NodeDir;
 use serde_json::Value;
@@ -27,16 +26,11 @@ pub async fn kubelith(home: Home) -> anyhow::Result<()> {
     let listen = [IpAddr::from([127, 0, 0, 1]), facts.bridge_address().into()];
     let listen = listen.map(|address| SocketAddr::new(address, port)).to_vec();
     let mut config = holdfast_kubelith::Config::new(home.path(), listen);
-    config.crds = holdfast_api::crds()
-        .iter()
-        .map(serde_json::to_value)
-        .collect::<Result<_, _>>()
-        .context("invariant: a CRD is JSON")?;
-    config.namespaces = vec![PLATFORM_NAMESPACE.to_owned()];
-    config.objects = crate::objects::initial(&facts);
+    let cidrs: Vec<String> = facts.vm_cidrs.iter().map(ToString::to_string).collect();
+    config.contents = holdfast_plane::contents(&cidrs);
     let logs_home = home.clone();
     let hooks = holdfast_kubelith::Hooks {
-        admission: vec![Arc::new(crate::hooks::EvictionHook), Arc::new(crate::rules::UserRules)],
+        admission: holdfast_plane::admission(),
         aggregated: vec![crate::hooks::gateway(&home).await?],
         logs: Some(Arc::new(holdfast_kubelith::http::FileLogs::new(move |pod, container, previous| {
             log_file(&logs_home, pod, container, previous)

@@ -30,24 +30,24 @@ pub enum Identity<'a> {
 }
 
 impl Identity<'_> {
-    fn user(self) -> String {
+    fn platform(&self) -> holdfast_plane::Identity<'_> {
+        use holdfast_plane::Identity as Platform;
         match self {
-            Self::Admin => "kubernetes-admin".to_owned(),
-            Self::Controller => "system:holdfast:controller".to_owned(),
-            Self::Loops => "system:holdfast:loops".to_owned(),
-            Self::Gateway => "system:holdfast:gateway".to_owned(),
-            Self::Runtime(node) => format!("system:node:{}", node.name),
-            Self::Agent(node) => format!("system:holdfast:agent:{}", node.name),
+            Self::Admin => Platform::Admin,
+            Self::Controller => Platform::Controller,
+            Self::Loops => Platform::Loops,
+            Self::Gateway => Platform::Gateway,
+            Self::Runtime(node) => Platform::Runtime(&node.name),
+            Self::Agent(node) => Platform::Agent(&node.name),
         }
     }
 
+    fn user(self) -> String {
+        self.platform().name()
+    }
+
     fn groups(self) -> &'static [&'static str] {
-        match self {
-            Self::Admin => &["system:masters"],
-            Self::Controller | Self::Loops | Self::Gateway => &["system:holdfast"],
-            Self::Runtime(_) => &["system:nodes"],
-            Self::Agent(_) => &["system:holdfast:agents"],
-        }
+        self.platform().groups()
     }
 
     /// Where its kubeconfig is.

@@ -7,7 +7,7 @@
 //! | [`home`], [`choose`] | the home directory, and the facts chosen for it |
 //! | [`network`] | bridge, links, namespaces, masquerade |
 //! | [`supervisor`], [`components`], [`control`] | what runs, and talking about it |
-//! | [`daemons`], [`identity`], [`objects`], [`hooks`], [`rules`], [`images`] | the processes and what they are given |
+//! | [`daemons`], [`identity`], [`hooks`], [`images`] | the processes and what they are given |
 //! | [`up`], [`commands`], [`progress`] | what people type |
 
 pub mod choose;
@@ -20,9 +20,7 @@ pub mod hooks;
 pub mod identity;
 pub mod images;
 pub mod network;
-pub mod objects;
 pub mod progress;
-pub mod rules;
 pub mod supervisor;
 pub mod up;
 

@@ -2,13 +2,15 @@
 //!
 //! | Module | Holds |
 //! |---|---|
-//! | [`store`] | SQLite journal with group commit below an in-memory truth and watch history |
+//! | [`store`] | SQLite journal with group commit (or one in memory) below an in-memory truth and watch history |
 //! | [`registry`] | what is served: built-in kinds and CustomResourceDefinitions |
 //! | [`core`] | the synchronous rules of reading, writing and watching objects |
 //! | [`admission`] | rules plugged into the write path by the platform |
 //! | [`auth`] | certificate authority, tokens, RBAC, default roles |
 //! | [`http`] | the shell: TLS, routing, negotiation, streams |
-//! | [`server`] | [`run`]: configuration and assembly |
+//! | [`plane`] | assembly of a control plane from its parts |
+//! | [`server`] | [`run`]: a control plane with files and listeners |
+//! | [`inprocess`] | clients without a network |
 //! | [`testing`] | a server on a free port in a temporary directory |
 //!
 //! Object semantics (schemas, patches, server-side apply, selectors, Table cells, OpenAPI) live in
@@ -18,6 +20,8 @@ pub mod admission;
 pub mod auth;
 pub mod core;
 pub mod http;
+pub mod inprocess;
+pub mod plane;
 pub mod registry;
 pub mod server;
 pub mod store;
@@ -25,4 +29,5 @@ pub mod testing;
 
 pub use admission::{Admission, AdmissionRequest, Operation, View};
 pub use auth::{Pki, UserInfo};
+pub use plane::{Contents, PlaneParts};
 pub use server::{Config, Hooks, Server, run};

@@ -1,13 +1,12 @@
-//! Configuration and assembly of one control plane.
+//! Configuration of a control plane that keeps its data in a directory and listens.
 
 use crate::admission::Admission;
-use crate::auth::{self, Pki, PkiError, Tokens};
-use crate::core::{Core, OpenError, Parts};
-use crate::http::{self, Aggregated, App, Authenticator, Documents, LogSource, Running, ServeError};
-use crate::store::{HistoryLimits, SqliteJournal, StoreError};
-use holdfast_apimachinery::status::Status;
+use crate::auth::{Pki, PkiError, Tokens};
+use crate::core::{Core, OpenError};
+use crate::http::{self, Aggregated, LogSource, Running, ServeError};
+use crate::plane::{self, Contents, PlaneParts};
+use crate::store::{HistoryLimits, SqliteJournal, StoreError, Writing};
 use holdfast_env::{Clock, Entropy};
-use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,12 +24,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// Further addresses of the server certificate.
     pub addresses: Vec<IpAddr>,
-    /// CustomResourceDefinitions (as JSON) that shall exist as given.
-    pub crds: Vec<Value>,
-    /// Namespaces that shall exist beside the default ones.
-    pub namespaces: Vec<String>,
-    /// Objects created where missing, in order: group, plural, namespace, object.
-    pub objects: Vec<(String, String, String, Value)>,
+    /// What shall exist.
+    pub contents: Contents,
     /// Source of timestamps.
     pub clock: Clock,
 }
@@ -44,9 +39,7 @@ impl Config {
             listen,
             names: Vec::new(),
             addresses: Vec::new(),
-            crds: Vec::new(),
-            namespaces: Vec::new(),
-            objects: Vec::new(),
+            contents: Contents::default(),
             clock: Clock::Real,
         }
     }
@@ -132,28 +125,24 @@ impl Server {
         let pki = Arc::new(Pki::open(&config.pki_dir)?);
         let tokens = Tokens::new(pki.service_account_key_pem()).map_err(Error::Tokens)?;
         let journal = SqliteJournal::open(&config.data_dir.join("store.db"))?;
-        let core = Arc::new(Core::open(Parts {
-            journal: Box::new(journal),
-            admission: hooks.admission,
-            clock: config.clock.clone(),
-            entropy: Entropy::real(),
-            history: HistoryLimits::default(),
-        })?);
-        ensure(&core, &config)?;
         let listeners = http::bind(&config.listen).await?;
         let advertised =
             listeners.first().and_then(|l| l.local_addr().ok()).map(|a| a.to_string()).unwrap_or_default();
-        let app = Arc::new(App {
-            core: core.clone(),
-            authenticator: Authenticator { tokens },
-            aggregated: hooks.aggregated,
-            logs: hooks.logs,
-            advertised,
-            documents: Documents::default(),
-        });
         let (names, addresses) = subject_names(&config);
+        let app = plane::open(PlaneParts {
+            journal: Box::new(journal),
+            writing: Writing::Thread,
+            history: HistoryLimits::default(),
+            contents: config.contents,
+            hooks,
+            clock: config.clock,
+            entropy: Entropy::real(),
+            tokens: Some(tokens),
+            advertised,
+        })?;
         let certificate = pki.server(&names, &addresses)?;
         let running = http::serve(&app, listeners, &certificate, pki.ca_pem())?;
+        let core = app.core.clone();
         core.durability().reached(core.rev()).await.map_err(Error::Failed)?;
         tracing::info!(addresses = ?running.addresses, revision = core.rev(), "control plane is up");
         Ok(Self { core, pki, running })
@@ -205,21 +194,4 @@ fn subject_names(config: &Config) -> (Vec<String>, Vec<IpAddr>) {
         }
     }
     (names, addresses)
-}
-
-fn ensure(core: &Core, config: &Config) -> Result<(), Error> {
-    let fault = |what: String| move |status: Status| Error::Ensure { what, why: status.message };
-    auth::defaults(core).map_err(fault("default objects".into()))?;
-    auth::ensure_namespaces(core, config.namespaces.iter().map(String::as_str))
-        .map_err(fault("namespaces".into()))?;
-    for crd in &config.crds {
-        let name = crd["metadata"]["name"].as_str().unwrap_or("").to_owned();
-        auth::ensure_definition(core, crd).map_err(fault(format!("definition {name}")))?;
-    }
-    for (group, plural, namespace, object) in &config.objects {
-        let name = object["metadata"]["name"].as_str().unwrap_or("");
-        auth::ensure(core, group, plural, namespace, object.clone())
-            .map_err(fault(format!("{plural} {name}")))?;
-    }
-    Ok(())
 }

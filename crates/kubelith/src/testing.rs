@@ -36,7 +36,7 @@ impl Server {
     /// # Errors
     /// It cannot start.
     pub async fn with(crds: Vec<Value>, hooks: Hooks) -> Result<Self, Error> {
-        Self::configured(hooks, |config| config.crds = crds).await
+        Self::configured(hooks, |config| config.contents.crds = crds).await
     }
 
     /// Starts a control plane whose configuration `change` has adapted.

@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = Config::new(&home, vec![listen]);
     for file in arguments {
         let text = std::fs::read_to_string(&file)?;
-        config.crds.push(serde_saphyr::from_str(&text).map_err(|e| format!("{file}: {e}"))?);
+        config.contents.crds.push(serde_saphyr::from_str(&text).map_err(|e| format!("{file}: {e}"))?);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build()?;
     runtime.block_on(async {

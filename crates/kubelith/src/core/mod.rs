@@ -26,7 +26,7 @@ pub use watch::{Filter, Observed, WatchStart};
 use crate::admission::Admission;
 use crate::auth::Rbac;
 use crate::registry::Registry;
-use crate::store::{Durability, HistoryLimits, Journal, State, StoreError, Writer};
+use crate::store::{Durability, HistoryLimits, Journal, State, StoreError, Writer, Writing};
 use holdfast_env::{Clock, Entropy, Stream};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
@@ -37,6 +37,8 @@ use tokio::sync::watch as signal;
 pub struct Parts {
     /// Where writes become durable.
     pub journal: Box<dyn Journal>,
+    /// By whom.
+    pub writing: Writing,
     /// Rules asked on every write, in order.
     pub admission: Vec<Arc<dyn Admission>>,
     /// Source of timestamps.
@@ -79,12 +81,12 @@ impl Core {
     /// # Errors
     /// The journal or an object in it cannot be read.
     pub fn open(parts: Parts) -> Result<Self, OpenError> {
-        let Parts { mut journal, admission, clock, entropy, history } = parts;
+        let Parts { mut journal, writing, admission, clock, entropy, history } = parts;
         let loaded = journal.load()?;
         let state = Arc::new(RwLock::new(State::restore(loaded, history)?));
         let rev = state.read().rev();
         let shared = state.clone();
-        let writer = Writer::start(journal, rev, history.seconds, move |records| {
+        let writer = Writer::start(journal, writing, rev, history.seconds, move |records| {
             let state = shared.read();
             let kinds: BTreeSet<&str> = records.iter().map(|r| &*r.storage).collect();
             let last = records.last().map_or(0, |r| r.rev);

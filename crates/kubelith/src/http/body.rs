@@ -4,28 +4,37 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use holdfast_apimachinery::status::Status;
 use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::{Frame, Incoming};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use serde_json::Value;
 
 /// Error of a streamed body: ends the connection.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-/// Body of every answer.
-pub type AnswerBody = UnsyncBoxBody<Bytes, BoxError>;
+/// Body of every request and every answer, wherever it comes from.
+pub type HttpBody = UnsyncBoxBody<Bytes, BoxError>;
 /// Every answer.
-pub type Answer = Response<AnswerBody>;
+pub type Answer = Response<HttpBody>;
 
 /// Most bytes of a request body (KS 3.1).
 pub const BODY_LIMIT: usize = 3 << 20;
 
 /// A body that is there at once.
-pub fn full(bytes: impl Into<Bytes>) -> AnswerBody {
+pub fn full(bytes: impl Into<Bytes>) -> HttpBody {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// A body that arrives in pieces.
-pub fn streamed(pieces: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> AnswerBody {
+pub fn streamed(pieces: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> HttpBody {
     StreamBody::new(pieces.map(|piece| piece.map(Frame::data))).boxed_unsync()
+}
+
+/// A body received from elsewhere: a connection, or a client in this process.
+pub fn received<B>(body: B) -> HttpBody
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    body.map_err(Into::into).boxed_unsync()
 }
 
 /// JSON bytes with a code.
@@ -44,7 +53,7 @@ pub fn text(code: u16, text: impl Into<Bytes>) -> Answer {
 }
 
 /// Any body with a code and a content type.
-pub fn answer(code: u16, content_type: &'static str, body: AnswerBody) -> Answer {
+pub fn answer(code: u16, content_type: &'static str, body: HttpBody) -> Answer {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -70,12 +79,19 @@ pub fn page_not_found() -> Answer {
 ///
 /// # Errors
 /// 413, or 400 if the client broke off.
-pub async fn read(body: Incoming) -> Result<Bytes, Status> {
-    match Limited::new(body, BODY_LIMIT).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Status::too_large(BODY_LIMIT)),
-        Err(error) => Err(Status::bad_request(format!("the request body ended early: {error}"))),
+pub async fn read(mut body: HttpBody) -> Result<Bytes, Status> {
+    let (mut pieces, mut length) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| Status::bad_request(format!("the request body ended early: {e}")))?;
+        let Ok(piece) = frame.into_data() else { continue };
+        length += piece.len();
+        if length > BODY_LIMIT {
+            return Err(Status::too_large(BODY_LIMIT));
+        }
+        pieces.push(piece);
     }
+    // Most bodies come in one piece and need no copy.
+    Ok(if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() })
 }
 
 /// Adds `Warning` headers (KS 3.1).
@@ -86,4 +102,10 @@ pub fn warn(response: &mut Answer, warnings: &[String]) {
             response.headers_mut().append(header::WARNING, value);
         }
     }
+}
+
+/// An identifier no other request has.
+pub(super) fn fresh_id() -> String {
+    let bits = u128::from(holdfast_env::random_u64()) << 64 | u128::from(holdfast_env::random_u64());
+    uuid::Builder::from_random_bytes(bits.to_le_bytes()).into_uuid().to_string()
 }

@@ -120,10 +120,11 @@ async fn pump(
             return;
         }
         tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
+            biased;
+            () = sender.closed() => return,
             // Once more, for what the container wrote last.
             () = &mut ended => over = true,
-            () = sender.closed() => return,
+            () = tokio::time::sleep(POLL) => {}
         }
     }
 }

@@ -19,7 +19,7 @@ mod watch;
 mod writes;
 
 pub use authenticate::Authenticator;
-pub use body::{Answer, AnswerBody, BoxError, answer, full, json, refusal, streamed, text};
+pub use body::{Answer, BoxError, HttpBody, answer, full, json, received, refusal, streamed, text};
 pub use file_logs::FileLogs;
 pub use logs::{LogOptions, LogRequest, LogSource, LogStream};
 pub use openapi::Documents;

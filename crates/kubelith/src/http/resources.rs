@@ -1,6 +1,6 @@
 //! Requests for resources: from negotiation to the core and back.
 
-use super::body::{self, Answer};
+use super::body::{self, Answer, HttpBody};
 use super::info::ResourceRequest;
 use super::negotiate::{self, Form, Offer};
 use super::query::Query;
@@ -16,8 +16,7 @@ use holdfast_apimachinery::{
     columns::{self, IncludeObject},
     status::Status,
 };
-use http::{Method, Request, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, Method, Request, header};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +27,7 @@ const FUTURE_WAIT: Duration = Duration::from_secs(3);
 /// Answers a request below a served group-version.
 pub(super) async fn answer(
     app: Arc<App>,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     user: UserInfo,
     resource: ResourceRequest,
     query: Query,
@@ -52,9 +51,9 @@ pub(super) async fn answer(
         return reviews::answer(&app, &served, &user, request, &resource).await;
     }
     match (reading, &resource.name) {
-        (true, Some(name)) => get(&app, &served, &resource, name, &request, &query).await,
+        (true, Some(name)) => get(&app, &served, &resource, name, request.headers(), &query).await,
         (true, None) if resource.watch => watch::answer(&app, &served, &resource, request, &query).await,
-        (true, None) => list(&app, &served, &resource, &request, &query).await,
+        (true, None) => list(&app, &served, &resource, request.headers(), &query).await,
         (false, _) => writes::answer(&app, &served, &user, request, &resource, &query).await,
     }
 }
@@ -78,7 +77,7 @@ fn check_scope(served: &Served, resource: &ResourceRequest) -> Result<(), Status
 
 async fn subresource(
     app: Arc<App>,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     user: UserInfo,
     served: &Arc<Served>,
     resource: ResourceRequest,
@@ -99,7 +98,7 @@ async fn subresource(
     }
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     match (resource.subresource.as_str(), reading) {
-        ("status", true) => get(&app, served, &resource, &name, &request, &query).await,
+        ("status", true) => get(&app, served, &resource, &name, request.headers(), &query).await,
         ("scale", true) => {
             let scale = app.core.get_scale(served, resource.namespace.as_deref().unwrap_or(""), &name)?;
             Ok(body::json(200, &scale))
@@ -116,10 +115,10 @@ async fn get(
     served: &Served,
     resource: &ResourceRequest,
     name: &str,
-    request: &Request<Incoming>,
+    headers: &HeaderMap,
     query: &Query,
 ) -> Result<Answer, Status> {
-    let form = negotiate::choose(accept(request), Offer::Object)?;
+    let form = negotiate::choose(accept(headers), Offer::Object)?;
     let include = include(query)?;
     let version = options::get_version(query)?;
     let namespace = resource.namespace.as_deref().unwrap_or("");
@@ -141,10 +140,10 @@ async fn list(
     app: &App,
     served: &Served,
     resource: &ResourceRequest,
-    request: &Request<Incoming>,
+    headers: &HeaderMap,
     query: &Query,
 ) -> Result<Answer, Status> {
-    let form = negotiate::choose(accept(request), Offer::List)?;
+    let form = negotiate::choose(accept(headers), Offer::List)?;
     let include = include(query)?;
     let options = options::list(served, resource, query)?;
     let result = patiently(app, || app.core.list(served, &options)).await?;
@@ -253,8 +252,8 @@ async fn patiently<T>(app: &App, read: impl Fn() -> Result<T, Status>) -> Result
 }
 
 /// The `Accept` header.
-pub(super) fn accept(request: &Request<Incoming>) -> Option<&str> {
-    request.headers().get(header::ACCEPT).and_then(|v| v.to_str().ok())
+pub(super) fn accept(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::ACCEPT).and_then(|v| v.to_str().ok())
 }
 
 /// `includeObject` of a Table.

@@ -1,7 +1,7 @@
 //! Reviews and tokens: requests that are answered, not stored (KS 14).
 
 use super::authenticate::account_user;
-use super::body::{self, Answer};
+use super::body::{self, Answer, HttpBody, fresh_id};
 use super::info::ResourceRequest;
 use super::router::App;
 use crate::auth::{
@@ -12,7 +12,6 @@ use crate::core::ReadVersion;
 use crate::registry::Served;
 use holdfast_apimachinery::{decode, field::FieldError, kind::Kind, status::Status, time::rfc3339};
 use http::{Request, header};
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 /// Default validity of a token in seconds.
@@ -30,7 +29,7 @@ pub(super) async fn answer(
     app: &App,
     served: &Served,
     user: &UserInfo,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     resource: &ResourceRequest,
 ) -> Result<Answer, Status> {
     let kind = served.kind.kind.clone();
@@ -60,7 +59,7 @@ pub(super) async fn answer(
     Ok(body::json(201, &review))
 }
 
-async fn body(request: Request<Incoming>, kind: &str) -> Result<Value, Status> {
+async fn body(request: Request<HttpBody>, kind: &str) -> Result<Value, Status> {
     let content_type =
         request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
     let bytes = body::read(request.into_body()).await?;
@@ -146,7 +145,7 @@ fn token_review(app: &App, spec: &Value) -> Value {
         .filter_map(|a| a.as_str().map(str::to_owned))
         .collect();
     let token = spec["token"].as_str().unwrap_or("");
-    let verified = app.authenticator.tokens.verify(token, Some(&audiences));
+    let verified = app.authenticator.verify(token, Some(&audiences));
     match verified.as_ref().and_then(|v| Some((v, account_user(&app.core, v)?))) {
         Some((verified, user)) => {
             let mut shown = user.to_value();
@@ -167,7 +166,7 @@ fn token_review(app: &App, spec: &Value) -> Value {
 pub(super) async fn token(
     app: &App,
     accounts: &Served,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     resource: &ResourceRequest,
 ) -> Result<Answer, Status> {
     let mut review = body(request, "TokenRequest").await?;
@@ -199,10 +198,13 @@ pub(super) async fn token(
         pod,
         secret,
     };
-    let id = uuid::Uuid::new_v4().to_string();
-    let token = app
-        .authenticator
-        .tokens
+    let id = fresh_id();
+    let Some(tokens) = &app.authenticator.tokens else {
+        return Err(Status::internal(
+            "this control plane was started without a key for service-account tokens",
+        ));
+    };
+    let token = tokens
         .issue(TokenRequest { audiences: audiences.clone(), seconds, now: now.timestamp(), id, claims })
         .map_err(|why| Status::internal(&why))?;
     let until = now + chrono::TimeDelta::try_seconds(seconds).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! One request from credentials to answer.
 
 use super::authenticate::Authenticator;
-use super::body::{self, Answer};
+use super::body::{self, Answer, HttpBody};
 use super::info::{ResourceRequest, Target, target};
 use super::logs::LogSource;
 use super::query::Query;
@@ -12,13 +12,12 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use holdfast_apimachinery::status::{GroupResource, Status};
 use http::{HeaderValue, Request, header};
-use hyper::body::Incoming;
 use serde_json::Value;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 /// Serves the requests of an aggregated group: authenticated and authorised already; may upgrade.
-pub type Handler = Arc<dyn Fn(Request<Incoming>, UserInfo) -> BoxFuture<'static, Answer> + Send + Sync>;
+pub type Handler = Arc<dyn Fn(Request<HttpBody>, UserInfo) -> BoxFuture<'static, Answer> + Send + Sync>;
 
 /// A group-version served by another part of the platform.
 #[derive(Clone)]
@@ -53,7 +52,7 @@ impl App {
     /// Answers one request; `certificate` is the user of the connection's client certificate.
     pub async fn handle(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<HttpBody>,
         certificate: Option<UserInfo>,
     ) -> Answer {
         let audit = request.headers().get("audit-id").cloned();
@@ -72,7 +71,7 @@ impl App {
         if !headers.contains_key(header::CACHE_CONTROL) {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         }
-        let fresh = || HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok();
+        let fresh = || HeaderValue::from_str(&body::fresh_id()).ok();
         if let Some(id) = audit.or_else(fresh) {
             headers.insert("audit-id", id);
         }
@@ -81,7 +80,7 @@ impl App {
 
     async fn route(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<HttpBody>,
         certificate: Option<UserInfo>,
     ) -> Result<Answer, Status> {
         let user = self.authenticator.user(&self.core, certificate.as_ref(), request.headers())?;
@@ -103,7 +102,7 @@ impl App {
 
     async fn resource(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<HttpBody>,
         user: UserInfo,
         resource: ResourceRequest,
         query: Query,

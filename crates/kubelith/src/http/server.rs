@@ -1,7 +1,10 @@
 //! Listeners, TLS and connections.
 
+use super::body::received;
 use super::router::App;
 use crate::auth::{ServerCertificate, UserInfo, user_of_certificate};
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -123,6 +126,7 @@ async fn accept(app: Arc<App>, listener: TcpListener, tls: TlsAcceptor, mut stop
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             () = stop_asked(&mut stopped) => return connections.shutdown().await,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
@@ -161,9 +165,9 @@ async fn connection(app: Arc<App>, socket: TcpStream, tls: TlsAcceptor) {
         .peer_certificates()
         .and_then(|chain| chain.first())
         .and_then(|der| user_of_certificate(der));
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let (app, user) = (app.clone(), user.clone());
-        async move { Ok::<_, Infallible>(app.handle(request, user).await) }
+        async move { Ok::<_, Infallible>(app.handle(request.map(received), user).await) }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http2().max_concurrent_streams(1000);

@@ -1,6 +1,6 @@
 //! Watch streams over HTTP and WebSocket (KS 8).
 
-use super::body::{self, Answer, BoxError};
+use super::body::{self, Answer, BoxError, HttpBody};
 use super::info::ResourceRequest;
 use super::negotiate::{self, Form, Offer};
 use super::options;
@@ -18,7 +18,6 @@ use holdfast_apimachinery::{
     status::Status,
 };
 use http::{HeaderValue, Request, StatusCode, header};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -59,7 +58,7 @@ pub(super) async fn answer(
     app: &Arc<App>,
     served: &Arc<Served>,
     resource: &ResourceRequest,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     query: &Query,
 ) -> Result<Answer, Status> {
     let plan = plan(served, resource, &request, query)?;
@@ -84,10 +83,10 @@ pub(super) async fn answer(
 fn plan(
     served: &Arc<Served>,
     resource: &ResourceRequest,
-    request: &Request<Incoming>,
+    request: &Request<HttpBody>,
     query: &Query,
 ) -> Result<Plan, Status> {
-    let form = negotiate::choose(accept(request), Offer::List)?;
+    let form = negotiate::choose(accept(request.headers()), Offer::List)?;
     let (labels, fields) = options::selectors(served, query)?;
     let initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
     let rule = query.get("resourceVersionMatch");
@@ -112,7 +111,9 @@ fn plan(
     let rev = options::number(query.get("resourceVersion"))?.filter(|rev| *rev > 0);
     let initial_events = initial_events.unwrap_or(false);
     let seconds = query.number("timeoutSeconds")?.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
-    let life = Duration::from_secs(seconds.unwrap_or_else(|| rand::random_range(LIFE_S.0..LIFE_S.1)));
+    let life = Duration::from_secs(
+        seconds.unwrap_or_else(|| LIFE_S.0 + holdfast_env::random_u64() % (LIFE_S.1 - LIFE_S.0)),
+    );
     Ok(Plan {
         filter: Filter { served: served.clone(), namespace: resource.namespace.clone(), labels, fields },
         form,
@@ -153,15 +154,11 @@ impl Stream<'_> {
         let mut bookmark = interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
         loop {
             self.catch_up().await?;
+            // Changes come last: a kind that changes without pause starves nothing else.
             tokio::select! {
-                done = changed.changed() => done.map_err(|_| Over)?,
-                _ = bookmark.tick(), if self.plan.bookmarks => self.bookmark(false).await?,
-                () = sleep_until(last_bookmark), if self.plan.bookmarks && !said_last => {
-                    said_last = true;
-                    self.bookmark(false).await?;
-                }
-                () = sleep_until(end) => return Ok(()),
+                biased;
                 () = self.frames.closed() => return Err(Over),
+                () = sleep_until(end) => return Ok(()),
                 done = registry.changed() => {
                     done.map_err(|_| Over)?;
                     if self.withdrawn(registry) {
@@ -170,6 +167,12 @@ impl Stream<'_> {
                         return self.catch_up().await;
                     }
                 }
+                () = sleep_until(last_bookmark), if self.plan.bookmarks && !said_last => {
+                    said_last = true;
+                    self.bookmark(false).await?;
+                }
+                _ = bookmark.tick(), if self.plan.bookmarks => self.bookmark(false).await?,
+                done = changed.changed() => done.map_err(|_| Over)?,
             }
         }
     }
@@ -285,7 +288,7 @@ impl Stream<'_> {
     }
 }
 
-fn is_websocket(request: &Request<Incoming>) -> bool {
+fn is_websocket(request: &Request<HttpBody>) -> bool {
     request
         .headers()
         .get(header::UPGRADE)
@@ -295,7 +298,7 @@ fn is_websocket(request: &Request<Incoming>) -> bool {
 
 /// Answers the upgrade and sends one text frame an event.
 fn websocket(
-    mut request: Request<Incoming>,
+    mut request: Request<HttpBody>,
     mut frames: mpsc::Receiver<Bytes>,
     stream: impl Future<Output = ()> + Send + 'static,
 ) -> Answer {
@@ -351,8 +354,9 @@ fn websocket(
             }
         };
         tokio::select! {
-            () = async { tokio::join!(stream, pump); } => {}
+            biased;
             () = until_closed => {}
+            () = async { tokio::join!(stream, pump); } => {}
         }
     });
     response

@@ -1,6 +1,6 @@
 //! POST, PUT, PATCH, DELETE.
 
-use super::body::{self, Answer};
+use super::body::{self, Answer, HttpBody};
 use super::info::ResourceRequest;
 use super::negotiate::{self, Form, Offer};
 use super::options;
@@ -17,7 +17,6 @@ use holdfast_apimachinery::{
     status::Status,
 };
 use http::{HeaderMap, Method, Request, header};
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 /// Most characters of a field manager.
@@ -34,9 +33,9 @@ struct Common {
 }
 
 impl Common {
-    fn read(request: &Request<Incoming>, query: &Query, options_kind: &str) -> Result<Self, Status> {
+    fn read(request: &Request<HttpBody>, query: &Query, options_kind: &str) -> Result<Self, Status> {
         Ok(Self {
-            form: negotiate::choose(accept(request), Offer::Object)?,
+            form: negotiate::choose(accept(request.headers()), Offer::Object)?,
             include: include(query)?,
             manager: manager(request.headers(), query)?,
             content_type: text_header(request.headers(), header::CONTENT_TYPE),
@@ -55,7 +54,7 @@ pub(super) async fn answer(
     app: &App,
     served: &Served,
     user: &UserInfo,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     resource: &ResourceRequest,
     query: &Query,
 ) -> Result<Answer, Status> {
@@ -72,7 +71,7 @@ pub(super) async fn subresource(
     app: &App,
     served: &Served,
     user: &UserInfo,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     resource: &ResourceRequest,
     query: &Query,
 ) -> Result<Answer, Status> {
@@ -122,7 +121,7 @@ async fn create(
     app: &App,
     served: &Served,
     user: &UserInfo,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     resource: &ResourceRequest,
     query: &Query,
 ) -> Result<Answer, Status> {
@@ -160,7 +159,7 @@ async fn change(
     app: &App,
     served: &Served,
     user: &UserInfo,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     resource: &ResourceRequest,
     query: &Query,
 ) -> Result<Answer, Status> {
@@ -209,7 +208,7 @@ async fn delete(
     app: &App,
     served: &Served,
     user: &UserInfo,
-    request: Request<Incoming>,
+    request: Request<HttpBody>,
     resource: &ResourceRequest,
     query: &Query,
 ) -> Result<Answer, Status> {

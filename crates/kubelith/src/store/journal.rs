@@ -4,7 +4,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 /// One committed change.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Revision of the change; also its place in the log.
     pub rev: u64,
@@ -61,6 +61,12 @@ pub enum StoreError {
         /// Path of the database.
         path: String,
         /// What is wrong with it.
+        why: String,
+    },
+    /// The medium takes nothing.
+    #[error("store: {why}")]
+    Refused {
+        /// Why.
         why: String,
     },
 }

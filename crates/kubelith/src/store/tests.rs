@@ -26,17 +26,38 @@ fn names(state: &State) -> Vec<String> {
         .map_or_else(Vec::new, |c| c.range(None, None).map(|o| o.key.name.to_string()).collect())
 }
 
+/// A medium and how it is opened again by the next process.
+type Media = Vec<(&'static str, Box<dyn Fn() -> Result<Box<dyn Journal>, StoreError>>)>;
+
+/// Every kind of journal, empty.
+fn media(dir: &tempfile::TempDir) -> Media {
+    let path = dir.path().join("store.db");
+    let shared = SharedJournal::new();
+    vec![
+        ("sqlite", Box::new(move || Ok(Box::new(SqliteJournal::open(&path)?) as Box<dyn Journal>))),
+        ("shared", Box::new(move || Ok(Box::new(shared.clone()) as Box<dyn Journal>))),
+    ]
+}
+
 #[test]
 fn a_reopened_store_has_objects_history_and_revision() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
-    let path = dir.path().join("store.db");
-    let mut journal = SqliteJournal::open(&path)?;
+    for (medium, open) in media(&dir) {
+        reopens(&*open).map_err(|why| format!("{medium}: {why}"))?;
+    }
+    Ok(())
+}
+
+fn reopens(
+    open: &dyn Fn() -> Result<Box<dyn Journal>, StoreError>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut journal = open()?;
     assert_eq!(journal.load()?.rev, 0);
     journal.append(&[record(1, "a", false, 0, 100), record(2, "b", false, 0, 100)])?;
     journal.append(&[record(3, "a", false, 1, 200), record(4, "b", true, 2, 200)])?;
     drop(journal);
 
-    let mut journal = SqliteJournal::open(&path)?;
+    let mut journal = open()?;
     let state = State::restore(journal.load()?, HistoryLimits::default())?;
     assert_eq!((state.rev(), names(&state)), (4, vec!["a".to_owned()]));
     let things = state.collection("things").ok_or("no collection")?;
@@ -54,8 +75,15 @@ fn a_reopened_store_has_objects_history_and_revision() -> Result<(), Box<dyn std
 #[test]
 fn trimming_forgets_old_changes_but_no_object_and_no_revision() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
-    let path = dir.path().join("store.db");
-    let mut journal = SqliteJournal::open(&path)?;
+    for (medium, open) in media(&dir) {
+        trims(&*open).map_err(|why| format!("{medium}: {why}"))?;
+    }
+    Ok(())
+}
+
+fn trims(open: &dyn Fn() -> Result<Box<dyn Journal>, StoreError>) -> Result<(), Box<dyn std::error::Error>> {
+    let mut journal = open()?;
+    journal.load()?;
     journal.append(&[
         record(1, "a", false, 0, 100),
         record(2, "b", false, 0, 100),
@@ -65,7 +93,7 @@ fn trimming_forgets_old_changes_but_no_object_and_no_revision() -> Result<(), Bo
     journal.trim(150)?;
     drop(journal);
 
-    let mut journal = SqliteJournal::open(&path)?;
+    let mut journal = open()?;
     let state = State::restore(journal.load()?, HistoryLimits::default())?;
     assert_eq!((state.rev(), names(&state)), (4, vec!["a".to_owned()]));
     let things = state.collection("things").ok_or("no collection")?;
@@ -111,17 +139,65 @@ fn history_is_bounded_by_bytes() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+#[test]
+fn a_torn_write_is_unknown_to_the_next_process() -> Result<(), Box<dyn std::error::Error>> {
+    let shared = SharedJournal::new();
+    let mut journal = shared.clone();
+    journal.load()?;
+    journal.append(&[record(1, "a", false, 0, 100), record(2, "b", false, 0, 100)])?;
+    journal.trim(150)?;
+    journal.append(&[record(3, "a", true, 1, 200), record(4, "b", false, 2, 200)])?;
+    let copy = shared.fork();
+    assert_eq!(shared.drop_last(2), 2);
+    let state = State::restore(shared.clone().load()?, HistoryLimits::default())?;
+    assert_eq!((state.rev(), names(&state)), (2, vec!["a".to_owned(), "b".to_owned()]));
+    // The old process must not write into what the next one has taken over.
+    assert!(journal.append(&[record(3, "c", false, 0, 200)]).is_err());
+    let state = State::restore(copy.clone().load()?, HistoryLimits::default())?;
+    assert_eq!((state.rev(), names(&state)), (4, vec!["b".to_owned()]));
+    Ok(())
+}
+
 #[tokio::test]
 async fn durability_is_told_after_the_commit() -> Result<(), Box<dyn std::error::Error>> {
-    let dir = tempfile::tempdir()?;
-    let path = dir.path().join("store.db");
-    let writer = Writer::start(Box::new(SqliteJournal::open(&path)?), 0, 600, |_| {})?;
-    for rev in 1..=50 {
-        writer.append(record(rev, &format!("o{rev}"), false, 0, 100));
+    for writing in [Writing::Thread, Writing::Inline] {
+        let dir = tempfile::tempdir()?;
+        for (medium, open) in media(&dir) {
+            let mut journal = open()?;
+            journal.load()?;
+            let writer = Writer::start(journal, writing, 0, 600, |_| {})?;
+            for rev in 1..=50 {
+                writer.append(record(rev, &format!("o{rev}"), false, 0, 100));
+            }
+            if writing == Writing::Inline {
+                assert_eq!(writer.durability().rev(), 50, "{medium}");
+            }
+            writer.durability().reached(50).await.map_err(|e| e.to_string())?;
+            let durability = writer.durability().clone();
+            drop(writer);
+            durability.closed().await;
+            assert_eq!(open()?.load()?.objects.len(), 50, "{medium}");
+        }
     }
-    writer.durability().reached(50).await.map_err(|e| e.to_string())?;
-    drop(writer);
-    let mut journal = SqliteJournal::open(&path)?;
-    assert_eq!(journal.load()?.objects.len(), 50);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failing_medium_is_told_and_takes_nothing_more() -> Result<(), Box<dyn std::error::Error>> {
+    for writing in [Writing::Thread, Writing::Inline] {
+        let shared = SharedJournal::new();
+        let mut journal = shared.clone();
+        journal.load()?;
+        let writer = Writer::start(Box::new(journal), writing, 0, 600, |_| {})?;
+        writer.append(record(1, "a", false, 0, 100));
+        writer.durability().reached(1).await.map_err(|e| e.to_string())?;
+        shared.fail("disk full");
+        writer.append(record(2, "b", false, 0, 100));
+        assert!(writer.durability().reached(2).await.is_err_and(|why| why.contains("disk full")));
+        shared.heal();
+        writer.append(record(3, "c", false, 0, 100));
+        assert!(writer.durability().reached(3).await.is_err());
+        assert_eq!(shared.len(), 1);
+    }
     Ok(())
 }

@@ -1,15 +1,15 @@
-//! The one thread that makes writes durable, several requests with one fsync.
+//! Makes writes durable: one thread with several requests an fsync, or the caller itself.
 
-use super::journal::{Journal, Record, StoreError};
+use super::journal::{Journal, Record};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Most records in one commit: bounds the latency of the first of them.
 const GROUP: usize = 512;
-/// How often the history is trimmed.
-const TRIM_EVERY: Duration = Duration::from_secs(60);
+/// How often the history is trimmed, in seconds.
+const TRIM_EVERY_S: i64 = 60;
 
 /// Up to which revision everything is durable.
 #[derive(Clone, Debug)]
@@ -57,39 +57,71 @@ impl Durability {
     }
 }
 
-/// Handle to the writer thread. Dropping it lets the thread finish what is queued and end.
+/// Who makes writes durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writing {
+    /// A thread of its own, so that several requests share one fsync.
+    #[default]
+    Thread,
+    /// The caller, before the write returns: for a medium without latency, where nothing may happen
+    /// out of sight of a simulation.
+    Inline,
+}
+
+/// Told of records that have become durable.
+type Told = Box<dyn Fn(&[Record]) + Send>;
+
+/// Makes writes durable. Dropping it lets its thread, if it has one, finish what is queued and end.
 pub struct Writer {
-    queue: Sender<Record>,
+    way: Way,
     durability: Durability,
 }
 
+enum Way {
+    Thread(Sender<Record>),
+    Inline(Mutex<Scribe>),
+}
+
 impl Writer {
-    /// Starts the thread. `durable` is called after each commit with the records that became durable;
-    /// `keep` is the age in seconds after which history is forgotten.
+    /// Takes over the journal, which holds everything up to `rev`. `durable` is called after each commit
+    /// with the records that became durable; `keep` is the age in seconds after which history is forgotten.
+    ///
+    /// # Errors
+    /// No thread can be started.
     pub fn start(
-        mut journal: Box<dyn Journal>,
+        journal: Box<dyn Journal>,
+        writing: Writing,
         rev: u64,
         keep: i64,
         durable: impl Fn(&[Record]) + Send + 'static,
     ) -> std::io::Result<Self> {
-        let (queue, records) = channel();
         let (progress, watch) = watch::channel(Progress { rev, failed: None });
-        std::thread::Builder::new().name("kubelith-store".into()).spawn(move || {
-            if let Err(error) = serve(&mut *journal, &records, keep, &progress, &durable) {
-                tracing::error!(%error, "store failed; no further write is accepted");
-                progress.send_modify(|p| p.failed = Some(error.to_string().into()));
+        let mut scribe = Scribe { journal, progress, keep, trimmed: None, durable: Box::new(durable) };
+        let way = match writing {
+            Writing::Inline => Way::Inline(Mutex::new(scribe)),
+            Writing::Thread => {
+                let (queue, records) = channel();
+                std::thread::Builder::new().name("kubelith-store".into()).spawn(move || {
+                    scribe.serve(&records);
+                    // Whoever waits for the end of `progress` may open the medium again.
+                    drop(scribe.journal);
+                    drop(scribe.progress);
+                })?;
+                Way::Thread(queue)
             }
-            // Whoever waits for the end of `progress` may open the medium again.
-            drop(journal);
-            drop(progress);
-        })?;
-        Ok(Self { queue, durability: Durability(watch) })
+        };
+        Ok(Self { way, durability: Durability(watch) })
     }
 
-    /// Queues one change. Revisions must be queued in order.
+    /// Takes one change. Revisions must come in order.
     pub fn append(&self, record: Record) {
-        // A send fails only after the thread ended on an error, which `Durability` reports to every waiter.
-        let _ = self.queue.send(record);
+        match &self.way {
+            // A send fails only after the thread ended on an error, which `Durability` reports to every waiter.
+            Way::Thread(queue) => {
+                let _ = queue.send(record);
+            }
+            Way::Inline(scribe) => scribe.lock().write(&[record]),
+        }
     }
 
     /// What has become durable.
@@ -98,35 +130,65 @@ impl Writer {
     }
 }
 
-fn serve(
-    journal: &mut dyn Journal,
-    records: &Receiver<Record>,
+/// Owns the journal.
+struct Scribe {
+    journal: Box<dyn Journal>,
+    progress: watch::Sender<Progress>,
     keep: i64,
-    progress: &watch::Sender<Progress>,
-    durable: &dyn Fn(&[Record]),
-) -> Result<(), StoreError> {
-    let mut group = Vec::new();
-    let mut trimmed = Instant::now();
-    while let Ok(first) = records.recv() {
-        group.push(first);
-        while group.len() < GROUP {
-            match records.try_recv() {
-                Ok(next) => group.push(next),
-                Err(_) => break,
+    /// When the history was trimmed last, by the times of the records.
+    trimmed: Option<i64>,
+    durable: Told,
+}
+
+impl Scribe {
+    /// Writes what is queued until the queue's other end is gone or the medium fails.
+    fn serve(&mut self, records: &Receiver<Record>) {
+        let mut group = Vec::new();
+        while let Ok(first) = records.recv() {
+            group.push(first);
+            while group.len() < GROUP {
+                match records.try_recv() {
+                    Ok(next) => group.push(next),
+                    Err(_) => break,
+                }
             }
-        }
-        journal.append(&group)?;
-        let (rev, at) = group.last().map_or((0, 0), |last| (last.rev, last.at));
-        // The revision first: a watcher that `durable` wakes reads up to it, and is not woken again.
-        progress.send_modify(|p| p.rev = rev);
-        durable(&group);
-        group.clear();
-        if trimmed.elapsed() >= TRIM_EVERY {
-            trimmed = Instant::now();
-            if let Err(error) = journal.trim(at - keep) {
-                tracing::warn!(%error, "history not trimmed");
+            self.write(&group);
+            if self.has_failed() {
+                return;
             }
+            group.clear();
         }
     }
-    Ok(())
+
+    fn has_failed(&self) -> bool {
+        self.progress.borrow().failed.is_some()
+    }
+
+    /// Makes a group durable and tells of it; after a failure nothing more is written.
+    fn write(&mut self, group: &[Record]) {
+        if self.has_failed() {
+            return;
+        }
+        if let Err(error) = self.journal.append(group) {
+            tracing::error!(%error, "store failed; no further write is accepted");
+            self.progress.send_modify(|p| p.failed = Some(error.to_string().into()));
+            return;
+        }
+        let (rev, at) = group.last().map_or((0, 0), |last| (last.rev, last.at));
+        // The revision first: a watcher that `durable` wakes reads up to it, and is not woken again.
+        self.progress.send_modify(|p| p.rev = rev);
+        (self.durable)(group);
+        self.trim(at);
+    }
+
+    fn trim(&mut self, now: i64) {
+        // A clock that was set back must not stop the trimming until it has caught up.
+        if (now - *self.trimmed.get_or_insert(now)).abs() < TRIM_EVERY_S {
+            return;
+        }
+        self.trimmed = Some(now);
+        if let Err(error) = self.journal.trim(now - self.keep) {
+            tracing::warn!(%error, "history not trimmed");
+        }
+    }
 }

@@ -1,11 +1,10 @@
-//! The schemas of every users' kind and the admission rules, on the API server that `up` starts.
+//! The schemas of every users' kind and the admission rules, on the control plane that `up` starts.
 //! Creations are dry runs with strict field validation unless something must be there.
 
-use std::sync::Arc;
-
-use holdfast_kubelith::server::Hooks;
-use holdfast_kubelith::testing::Server;
-use holdfast_platform::rules::UserRules;
+use holdfast_env::{Clock, Entropy};
+use holdfast_kubelith::store::SharedJournal;
+use holdfast_kubelith::{PlaneParts, inprocess, plane};
+use holdfast_plane::Identity;
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
@@ -16,20 +15,16 @@ const GROUP: &str = "virtualization.deckhouse.io";
 
 struct World {
     client: Client,
-    _server: Server,
 }
 
 impl World {
     async fn start() -> Self {
-        let crds = holdfast_api::crds().iter().map(|crd| serde_json::to_value(crd).unwrap()).collect();
-        let hooks = Hooks { admission: vec![Arc::new(UserRules)], ..Hooks::default() };
-        let server = Server::with(crds, hooks).await.unwrap();
-        let text = std::fs::read_to_string(server.kubeconfig()).unwrap();
-        let kubeconfig = kube::config::Kubeconfig::from_yaml(&text).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
-        let world = Self { client: Client::try_from(config).unwrap(), _server: server };
-        world.settings(json!(["10.66.10.0/24"])).await.unwrap();
-        world
+        let contents = holdfast_plane::contents(&["10.66.10.0/24".to_owned()]);
+        let journal = Box::new(SharedJournal::new());
+        let mut parts = PlaneParts::inline(journal, contents, Clock::Real, Entropy::real());
+        parts.hooks.admission = holdfast_plane::admission();
+        let app = plane::open(parts).unwrap();
+        Self { client: inprocess::client(&app, Identity::Admin.user()) }
     }
 
     async fn settings(&self, cidrs: Value) -> Result<Value, (u16, String)> {
