@@ -217,9 +217,9 @@ pub async fn verdict(agent: &NodeAgent, id: &Id, uid: &str) -> Option<Verdict> {
 pub async fn settle_dead_source(agent: &NodeAgent, id: &Id, uid: &str) -> Verdict {
     loop {
         if let Some(instance) = agent.instance(id)
-            && !crate::report::holds_claim(id, &instance)
+            && (!crate::report::holds_claim(id, &instance) || crate::launcher::plan::has_ended(&instance))
         {
-            // The flip has been written, or the VM has gone on without this launcher.
+            // The flip has been written, or the VM has ended or gone on without this launcher.
             return Verdict::Continued;
         }
         if let Err(error) = commit_for(agent, id, uid).await {

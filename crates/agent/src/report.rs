@@ -442,21 +442,26 @@ pub fn target_in_migration(
     let status = migration.status.as_ref()?;
     let known = status.target.as_ref().filter(|t| t.pod_uid == facts.id.pod_uid)?;
     let uid = migration.metadata.uid.as_deref()?;
-    let event = facts.state.migration.as_ref().filter(|m| m.migration_uid == uid)?;
+    let event = facts.state.migration.as_ref().filter(|m| m.migration_uid == uid);
+    let stage = event.map(|event| event.stage);
     let mut target = Map::new();
-    if event.stage == MoveStage::Listening && !known.listening {
+    if facts.end.is_some() && stage != Some(MoveStage::Resumed) && known.ended_at.is_none() {
+        // The proof without which nobody may start the VM anew when its source is lost.
+        target.insert("endedAt".into(), json!(Time(now)));
+    }
+    if stage == Some(MoveStage::Listening) && !known.listening {
         target.insert("address".into(), json!(address));
         target.insert("ports".into(), json!({ "control": port, "memory": port }));
         target.insert("listening".into(), json!(true));
     }
-    if event.stage == MoveStage::Resumed && known.resumed_at.is_none() {
+    if stage == Some(MoveStage::Resumed) && known.resumed_at.is_none() {
         target.insert("resumedAt".into(), json!(Time(now)));
     }
     let mut patch = Map::new();
     if !target.is_empty() {
         patch.insert("target".into(), Value::Object(target));
     }
-    if let Some(failure) = &event.failure
+    if let Some(failure) = event.and_then(|event| event.failure.as_ref())
         && status.failure.is_none()
         && !status.state.is_some_and(holdfast_api::engine::MigrationState::is_final)
     {

@@ -310,6 +310,20 @@ fn the_target_publishes_where_it_listens() {
 }
 
 #[test]
+fn the_end_of_a_target_that_never_continued_is_told_once() {
+    let ended = |facts: Facts| Facts { end: Some(End::unrecorded(true)), ..facts };
+    let told = |facts: &Facts, known: fn(&mut MigrationStatus)| {
+        keys(target_in_migration(facts, &migration(known), "10.0.0.2", 4130, NOW), "target")
+    };
+    assert_eq!(told(&ended(facts(VmState::Ended)), |_| ()), ["endedAt"], "it never took memory");
+    assert_eq!(told(&ended(moving(VmState::Ended, MoveStage::Failed)), |_| ()), ["endedAt"]);
+    assert_eq!(told(&ended(moving(VmState::Ended, MoveStage::Resumed)), |_| ()), ["resumedAt"]);
+    assert_eq!(told(&moving(VmState::Incoming, MoveStage::Failed), |_| ()), [""; 0], "QEMU is there");
+    let known: fn(&mut MigrationStatus) = |s| s.target.as_mut().unwrap().ended_at = Some(Time(NOW));
+    assert_eq!(told(&ended(facts(VmState::Ended)), known), [""; 0]);
+}
+
+#[test]
 fn disk_names_follow_the_addresses() {
     assert_eq!([0, 25, 26, 51, 52].map(letters), ["a", "z", "aa", "az", "ba"]);
 }

@@ -122,7 +122,8 @@ fn holder(o: &Observed<'_>, instance: &Instance) -> Step {
     }
 }
 
-fn has_ended(instance: &Instance) -> bool {
+/// The engine has a proof that the Instance's epoch is over.
+pub fn has_ended(instance: &Instance) -> bool {
     instance
         .status
         .as_ref()

@@ -188,6 +188,9 @@ pub struct MigrationTarget {
     /// The guest runs on the target since. Writer: target agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_at: Option<Time>,
+    /// Nothing of the target's launcher is left, and the guest never ran there. Writer: target agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Time>,
 }
 
 /// Ports of the target agent.
@@ -256,7 +259,7 @@ pub struct Progress {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Abort {
-    /// Why: `Deleted`, `CompletionTimeout`, `ProgressTimeout`, `InstanceGone`, `Uncordoned`.
+    /// Why: `Deleted`, `CompletionTimeout`, `ProgressTimeout`, `InstanceGone`, `SourceLost`, `Uncordoned`.
     pub reason: String,
     /// When.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -154,6 +154,8 @@ impl<H: Hypervisor> Driver<H> {
             Phase::Incoming(current) | Phase::Listening(current) if current == uid => {
                 self.give_up_move(&uid, MoveStage::Cancelled, "Cancelled", why).await;
             }
+            // COMMIT came first: the guest runs here and stays.
+            _ if self.continued.as_deref() == Some(uid.as_str()) => {}
             // Never begun here: remembered, so that a late MigrateOut does not begin it.
             _ => {
                 let present = self.last_move.clone();

@@ -22,5 +22,5 @@ pub mod launcher_pod;
 mod observe;
 mod plan;
 
-pub use observe::{InstanceController, Observed, launcher_pods};
+pub use observe::{InstanceController, Observed, fence_holder, launcher_pods, node_lost_since};
 pub use plan::{plan, reason};

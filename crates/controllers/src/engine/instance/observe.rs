@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use holdfast_api::engine::{Instance, InstanceState};
+use holdfast_api::engine::{Instance, InstanceState, Migration};
 use holdfast_api::names::{PLATFORM_NAMESPACE, label};
 use holdfast_env::Timestamp;
 use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
 
 use crate::Config;
 
@@ -26,6 +27,8 @@ pub struct Observed {
     pub instance: Arc<Instance>,
     /// Its launcher pods of any epoch, sorted by name.
     pub pods: Vec<Arc<Pod>>,
+    /// The move that its status names.
+    pub migration: Option<Arc<Migration>>,
     /// Boot id of each node whose agent holds the node's fence Lease.
     pub boots: BTreeMap<String, String>,
     /// Tag of the launcher image.
@@ -38,6 +41,7 @@ pub struct InstanceController {
     instances: Arc<Cache<Instance>>,
     pods: Arc<Cache<Pod>>,
     leases: Arc<Cache<Lease>>,
+    migrations: Arc<Cache<Migration>>,
     version: String,
 }
 
@@ -49,6 +53,7 @@ impl InstanceController {
             instances: caches.cache(),
             pods: caches.cache(),
             leases: caches.cache(),
+            migrations: caches.cache(),
             version: config.version.clone(),
         }
     }
@@ -64,6 +69,20 @@ pub fn launcher_pods(pods: &Cache<Pod>, instance: &Instance) -> Vec<Arc<Pod>> {
             == uid
     };
     pods.in_namespace(namespace).into_iter().filter(|pod| uid.is_some() && ours(pod)).collect()
+}
+
+/// When the agent of the Instance's claimed node took the node's fence Lease under another boot id:
+/// what ran there under the claim is gone since.
+#[must_use]
+pub fn node_lost_since(leases: &Cache<Lease>, instance: &Instance) -> Option<Timestamp> {
+    let claim = instance.status.as_ref()?.claim.as_ref()?;
+    let lease = leases.named(PLATFORM_NAMESPACE, &format!("{FENCE_LEASE_PREFIX}{}", claim.node))?;
+    let (_, boot) = fence_holder(&lease)?;
+    if boot == claim.boot_id {
+        return None;
+    }
+    let since = lease.spec.as_ref().and_then(|spec| spec.acquire_time.as_ref());
+    Some(since.map_or(Timestamp::UNIX_EPOCH, |at| at.0))
 }
 
 /// Node and boot id a fence Lease speaks of: `node/<name>/<boot id>`; `None` while a fencer holds it.
@@ -89,6 +108,16 @@ impl Controller for InstanceController {
     fn watches(&self, on: &mut Watches) {
         on.own(&*self.instances);
         on.owned_by::<Instance, Pod>(&self.pods);
+        // A move matters to it once nothing of its target is left.
+        on.map(&*self.migrations, |migration| {
+            let target = migration.status.as_ref().and_then(|status| status.target.as_ref());
+            match target.is_some_and(|target| target.ended_at.is_some()) {
+                true => {
+                    vec![Key::new(migration.namespace().unwrap_or_default(), &migration.spec.instance.name)]
+                }
+                false => Vec::new(),
+            }
+        });
         // Leases are renewed every few seconds: only Instances that a change concerns are woken.
         let instances = self.instances.clone();
         on.map(&*self.leases, move |lease| {
@@ -117,11 +146,14 @@ impl Controller for InstanceController {
             .iter()
             .filter_map(|lease| fence_holder(lease))
             .collect();
+        let named = instance.status.as_ref().and_then(|status| status.migration.as_ref());
+        let migration = named.and_then(|named| self.migrations.named(&key.namespace, &named.name));
         Ok(Some(Observed {
             now: pass.now,
             jitter: pass.entropy.below(1001),
             instance,
             pods,
+            migration,
             boots,
             version: self.version.clone(),
         }))

@@ -264,15 +264,29 @@ impl Step {
             return self.end(o, cause, &report.detail, Proof { by, ..proof(ProofKind::AgentReport) });
         }
         let rebooted = o.boots.get(&claim.node).is_some_and(|boot| *boot != claim.boot_id);
-        let target_alive = o.pods.iter().any(|other| {
-            other.metadata.uid.as_deref() != Some(&claim.pod_uid) && is_for_a_move(other) && !is_final(other)
-        });
-        if rebooted && !target_alive {
+        if rebooted && !self.may_run_on_a_target(o, claim) {
             let detail =
                 format!("Node {} came back under another boot id; what ran there is gone.", claim.node);
             return self.end(o, ExitCause::NodeLost, &detail, proof(ProofKind::NodeRebooted));
         }
         self.live(o, report.as_ref(), pod, pod_deleted);
+    }
+
+    /// The guest may have been handed over to the target of a move: the loss of the source alone
+    /// proves nothing then. Before the hand-off no target may start QEMU; after it its agent tells
+    /// when nothing of the target is left, or flips.
+    fn may_run_on_a_target(&self, o: &Observed, claim: &Claim) -> bool {
+        let record = self.status.migration.as_ref();
+        let Some(record) = record.filter(|m| m.end.is_none() && m.source.pod_uid == claim.pod_uid) else {
+            return false;
+        };
+        let migration = o.migration.as_ref().filter(|m| m.metadata.uid.as_ref() == Some(&record.uid));
+        let target = migration.and_then(|m| m.status.as_ref()?.target.as_ref());
+        match target {
+            Some(target) => target.pod_uid != record.target.pod_uid || target.ended_at.is_none(),
+            // Removed by force: what is left to look at is its pod.
+            None => o.pods.iter().any(|pod| is_for_a_move(pod) && !is_final(pod)),
+        }
     }
 
     fn live(&mut self, o: &Observed, report: Option<&Report>, pod: Option<&Arc<Pod>>, pod_deleted: bool) {

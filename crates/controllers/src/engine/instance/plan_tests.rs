@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 
-use holdfast_api::engine::{Disk, InstanceSpec, Runtime};
+use holdfast_api::engine::{
+    Disk, InstanceMigration, InstanceSpec, Migration, MigrationSpec, MigrationStatus, MigrationTarget,
+    Runtime, Side,
+};
 use holdfast_env::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use proptest::prelude::*;
@@ -26,6 +29,7 @@ fn observed(instance: Instance) -> Observed {
         jitter: 0,
         instance: Arc::new(instance),
         pods: Vec::new(),
+        migration: None,
         boots: BTreeMap::from([("n1".into(), "boot-a".into())]),
         version: "1.0".into(),
     }
@@ -268,18 +272,82 @@ fn a_node_that_comes_back_under_another_boot_id_proves_the_end() {
     assert_eq!((exit.cause, exit.proof.kind), (ExitCause::NodeLost, ProofKind::NodeRebooted));
 }
 
-#[test]
-fn a_rebooted_node_proves_nothing_while_a_target_of_a_move_lives() {
-    let mut o = started();
+/// A target pod of a move, and with `handed_over` everything that lets its agent act.
+fn with_target(o: &mut Observed, handed_over: bool) {
     let mut target = pod_of(&o.instance, Some("n2"), "Running");
     target.metadata.name = Some("target".into());
     target.metadata.uid = Some("uid-target".into());
     target.metadata.labels.as_mut().unwrap().insert(label::MIGRATION_UID.into(), "m".into());
     o.pods.push(Arc::new(target));
+    if !handed_over {
+        return;
+    }
+    let mut migration = Migration::new("move", MigrationSpec::default());
+    migration.metadata.uid = Some("m".into());
+    let target = MigrationTarget { pod_uid: "uid-target".into(), ..MigrationTarget::default() };
+    migration.status = Some(MigrationStatus { target: Some(target), ..MigrationStatus::default() });
+    o.migration = Some(Arc::new(migration));
+    edit(o, |instance| {
+        let status = instance.status.as_mut().unwrap();
+        let source = status.claim.clone().unwrap().pod_uid;
+        status.migration = Some(InstanceMigration {
+            uid: "m".into(),
+            name: "move".into(),
+            source: Side { pod_uid: source, ..Side::default() },
+            target: Side { pod_uid: "uid-target".into(), ..Side::default() },
+            ..InstanceMigration::default()
+        });
+    });
+}
+
+fn target_ended(o: &mut Observed) {
+    let migration = Arc::make_mut(o.migration.as_mut().unwrap());
+    migration.status.as_mut().unwrap().target.as_mut().unwrap().ended_at = Some(Time(at(1)));
+}
+
+// MM F14 (the loss is proved by the node's return, not by fencing)
+#[test]
+fn a_rebooted_source_proves_nothing_until_nothing_of_the_target_is_left() {
+    let mut o = started();
+    with_target(&mut o, true);
     o.boots.insert("n1".into(), "boot-b".into());
     settle(&mut o);
     assert_ne!(state(&o), InstanceState::Ended);
     assert_eq!(o.instance.status.as_ref().unwrap().pods[1].role, PodRole::Target);
+    // A phase in the API, or a pod that is gone, is not the agent's word.
+    Arc::make_mut(&mut o.pods[1]).status =
+        Some(PodStatus { phase: Some("Failed".into()), ..PodStatus::default() });
+    settle(&mut o);
+    assert_ne!(state(&o), InstanceState::Ended);
+    o.pods.pop();
+    settle(&mut o);
+    assert_ne!(state(&o), InstanceState::Ended);
+    target_ended(&mut o);
+    settle(&mut o);
+    let exit = o.instance.status.as_ref().unwrap().exit.clone().unwrap();
+    assert_eq!((exit.cause, exit.proof.kind), (ExitCause::NodeLost, ProofKind::NodeRebooted));
+}
+
+#[test]
+fn a_target_that_was_not_handed_anything_delays_nothing() {
+    let mut o = started();
+    with_target(&mut o, false);
+    o.boots.insert("n1".into(), "boot-b".into());
+    settle(&mut o);
+    assert_eq!(state(&o), InstanceState::Ended);
+}
+
+#[test]
+fn without_its_migration_the_pods_of_a_move_are_what_is_looked_at() {
+    let mut o = started();
+    with_target(&mut o, true);
+    o.migration = None;
+    o.boots.insert("n1".into(), "boot-b".into());
+    settle(&mut o);
+    assert_ne!(state(&o), InstanceState::Ended);
+    o.pods.pop();
+    settle(&mut o);
+    assert_eq!(state(&o), InstanceState::Ended);
 }
 
 #[test]
@@ -498,6 +566,8 @@ enum Act {
     LosePod,
     PodFails,
     Reboot,
+    HandOver,
+    TargetEnds,
     LeaseGone,
     Time,
     NextEpoch,
@@ -521,6 +591,8 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::LosePod),
         1 => Just(Act::PodFails),
         1 => Just(Act::Reboot),
+        1 => Just(Act::HandOver),
+        1 => Just(Act::TargetEnds),
         1 => Just(Act::LeaseGone),
         2 => Just(Act::Time),
         2 => Just(Act::NextEpoch),
@@ -558,6 +630,17 @@ fn perform(o: &mut Observed, act: Act) {
             let boot = format!("boot-{}", o.now.as_nanosecond());
             o.boots.insert("n1".into(), boot);
         }
+        Act::HandOver => {
+            let running = o.instance.status.as_ref().is_some_and(|s| s.state == Some(InstanceState::Running));
+            if running && o.migration.is_none() {
+                with_target(o, true);
+            }
+        }
+        Act::TargetEnds => {
+            if o.migration.is_some() {
+                target_ended(o);
+            }
+        }
         Act::LeaseGone => o.boots.clear(),
         Act::Time => o.now = backoff::after(o.now, 400),
         Act::NextEpoch => {
@@ -593,7 +676,14 @@ proptest! {
             if status.state == Some(InstanceState::Ended) && before.state != Some(InstanceState::Ended) {
                 let exit = status.exit.clone().unwrap();
                 match (&status.claim, exit.proof.kind) {
-                    (None, ProofKind::NeverStarted) | (Some(_), ProofKind::NodeRebooted) => {}
+                    (None, ProofKind::NeverStarted) => {}
+                    (Some(_), ProofKind::NodeRebooted) => {
+                        let ended = |m: &Arc<Migration>| {
+                            m.status.as_ref().unwrap().target.as_ref().unwrap().ended_at.is_some()
+                        };
+                        let handed_over = status.migration.is_some();
+                        prop_assert!(!handed_over || o.migration.as_ref().is_some_and(ended));
+                    }
                     (Some(claim), ProofKind::AgentReport) => {
                         let report = status.report.unwrap();
                         prop_assert!(report.cgroup_empty && report.pod_uid == claim.pod_uid);

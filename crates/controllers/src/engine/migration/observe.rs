@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use holdfast_api::engine::{Instance, Migration};
+use holdfast_api::engine::{Instance, Migration, MigrationState};
 use holdfast_api::names::label;
 use holdfast_env::Timestamp;
 use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use crate::Config;
-use crate::engine::instance::launcher_pods;
+use crate::engine::instance::{fence_holder, launcher_pods, node_lost_since};
 
 /// Everything the plan for one move depends on.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct Observed {
     pub instance: Option<Arc<Instance>>,
     /// All launcher pods of the Instance, sorted by name.
     pub pods: Vec<Arc<Pod>>,
+    /// The source's node is back under another boot id since: its guest is gone.
+    pub source_lost: Option<Timestamp>,
     /// Tag of the launcher image.
     pub version: String,
 }
@@ -47,6 +50,7 @@ pub struct MigrationController {
     migrations: Arc<Cache<Migration>>,
     instances: Arc<Cache<Instance>>,
     pods: Arc<Cache<Pod>>,
+    leases: Arc<Cache<Lease>>,
     version: String,
 }
 
@@ -58,6 +62,7 @@ impl MigrationController {
             migrations: caches.cache(),
             instances: caches.cache(),
             pods: caches.cache(),
+            leases: caches.cache(),
             version: config.version.clone(),
         }
     }
@@ -84,6 +89,20 @@ impl Controller for MigrationController {
             let same = all.iter().filter(|m| Some(&m.spec.instance.uid) == instance.metadata.uid.as_ref());
             same.map(|m| Key::of(&**m)).collect()
         });
+        // Only a change of boot matters, not a renewal.
+        let (migrations, instances) = (self.migrations.clone(), self.instances.clone());
+        on.map(&self.leases, move |lease| {
+            let Some((node, boot)) = fence_holder(lease) else { return Vec::new() };
+            let lost = migrations.filtered(|m| {
+                let status = m.status.as_ref();
+                let over = status.and_then(|s| s.state).is_some_and(MigrationState::is_final);
+                let namespace = m.namespace().unwrap_or_default();
+                let instance = instances.named(&namespace, &m.spec.instance.name);
+                let claim = instance.and_then(|i| i.status.as_ref()?.claim.clone());
+                !over && claim.is_some_and(|claim| claim.node == node && claim.boot_id != boot)
+            });
+            lost.iter().map(|m| Key::of(&**m)).collect()
+        });
     }
 
     async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
@@ -94,7 +113,9 @@ impl Controller for MigrationController {
             .named(&key.namespace, &wanted.name)
             .filter(|instance| instance.metadata.uid.as_ref() == Some(&wanted.uid));
         let pods = instance.as_ref().map(|instance| launcher_pods(&self.pods, instance)).unwrap_or_default();
-        Ok(Some(Observed { now: pass.now, migration, instance, pods, version: self.version.clone() }))
+        let source_lost = instance.as_ref().and_then(|instance| node_lost_since(&self.leases, instance));
+        let version = self.version.clone();
+        Ok(Some(Observed { now: pass.now, migration, instance, pods, source_lost, version }))
     }
 
     fn plan(observed: &Observed) -> Plan {

@@ -28,6 +28,8 @@ mod abort {
     pub const PREPARATION: &str = "PreparationTimeout";
     /// The target pod is gone.
     pub const TARGET_LOST: &str = "TargetLost";
+    /// The source's node is back under another boot id, and the target has not continued the guest.
+    pub const SOURCE_LOST: &str = "SourceLost";
     /// The VM is being switched off.
     pub const INSTANCE_GONE: &str = "InstanceGone";
 }
@@ -69,6 +71,9 @@ pub fn plan(o: &Observed) -> Plan {
     }
     if new.state.is_some_and(MigrationState::is_final) {
         close(&mut plan, o, &new);
+        remove_targets(&mut plan, o, &new);
+    } else if new.state == Some(MigrationState::Queued) {
+        // Of an earlier try that waited too long for its inbound slot.
         remove_targets(&mut plan, o, &new);
     } else if let Some(patch) = open(o, &new) {
         plan.then(patch);
@@ -152,6 +157,10 @@ impl Step<'_> {
         if is_final(&pod) || pod.metadata.deletion_timestamp.is_some() {
             return self.fail("TargetLost", "The target pod shut down during the migration.");
         }
+        if self.new.reason.as_deref() == Some("WaitingForSyncSlot") {
+            // The decider watches the time of those that wait for it.
+            return;
+        }
         let deadline = backoff::after(slot_at, rules::PREPARE_S);
         if self.o.now >= deadline {
             return self.fail(
@@ -162,7 +171,7 @@ impl Step<'_> {
         self.wake_at(deadline);
         if node_of(&pod).is_none() {
             self.unscheduled(&pod, slot_at);
-        } else if self.new.reason.as_deref() != Some("WaitingForSyncSlot") {
+        } else {
             self.say(None, "The target is being prepared.");
         }
     }
@@ -203,6 +212,13 @@ impl Step<'_> {
             let state = if called_off { MigrationState::Aborted } else { MigrationState::Failed };
             return self.finish(state, Some(failure));
         }
+        if self.is_settled_without_source() {
+            let text =
+                "The source's node was lost during the migration, and the guest did not continue on the \
+                        target."
+                    .to_owned();
+            return self.fail(abort::SOURCE_LOST, text);
+        }
         if source.suspended_at.is_some() {
             self.new.state = Some(MigrationState::Switching);
         } else if source.started_at.is_some() {
@@ -214,6 +230,29 @@ impl Step<'_> {
         if self.new.abort.is_none() && source.gave_up_at.is_none() {
             self.call_off_if_needed();
         }
+        if self.new.abort.is_none() {
+            self.call_off_if_source_is_lost();
+        }
+    }
+
+    /// The guest of the source is gone with its node, and nothing of the target is left.
+    fn is_settled_without_source(&self) -> bool {
+        let claimed = self.o.instance.as_ref().and_then(|i| i.status.as_ref()?.claim.clone());
+        let at_source = claimed.zip(self.new.source.as_ref()).is_some_and(|(c, s)| c.pod_uid == s.pod_uid);
+        let target_ended = self.new.target.as_ref().is_some_and(|target| target.ended_at.is_some());
+        self.o.source_lost.is_some() && at_source && target_ended
+    }
+
+    /// A source that gave up the right and was lost left its record on its disk: its agent delivers
+    /// the COMMIT when the node is back. When that does not happen in time the target is told to
+    /// give up; its launcher alone decides which of the two came first.
+    fn call_off_if_source_is_lost(&mut self) {
+        let Some(since) = self.o.source_lost else { return };
+        let limit = backoff::after(since, rules::ABORT_S);
+        if self.o.now < limit {
+            return self.wake_at(limit);
+        }
+        self.new.abort = Some(Abort { reason: abort::SOURCE_LOST.to_owned(), at: Some(Time(self.o.now)) });
     }
 
     fn call_off_if_needed(&mut self) {

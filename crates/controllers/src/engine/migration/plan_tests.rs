@@ -38,6 +38,7 @@ fn observed() -> Observed {
         migration: Arc::new(migration),
         instance: Some(Arc::new(instance)),
         pods: vec![pod("source", "p1", Some("n1"), None)],
+        source_lost: None,
         version: "1.0".into(),
     }
 }
@@ -303,6 +304,70 @@ fn once_the_right_was_given_up_nothing_calls_it_off() {
     settle(&mut o);
     assert_eq!(state(&o), MigrationState::Switching);
     assert!(o.migration.status.as_ref().unwrap().abort.is_none());
+}
+
+// INV-1
+#[test]
+fn a_lost_source_ends_the_move_when_nothing_of_the_target_is_left() {
+    let mut o = handed_over();
+    source(&mut o, |source| {
+        source.started_at = Some(Time(at(1)));
+        source.suspended_at = Some(Time(at(2)));
+        source.gave_up_at = Some(Time(at(2)));
+    });
+    o.source_lost = Some(at(10));
+    o.now = at(10);
+    let waiting = settle(&mut o);
+    assert!(o.migration.status.as_ref().unwrap().abort.is_none(), "its record may still be delivered");
+    assert_eq!(waiting.wake, Some(at(10 + rules::ABORT_S)));
+    o.now = at(10 + rules::ABORT_S);
+    settle(&mut o);
+    assert_eq!(o.migration.status.as_ref().unwrap().abort.as_ref().unwrap().reason, "SourceLost");
+    settle(&mut o);
+    assert!(!state(&o).is_final(), "the target's launcher alone knows whether COMMIT came first");
+    edit(&mut o, |status| status.target.as_mut().unwrap().ended_at = Some(Time(at(50))));
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Failed);
+    assert!(record_of(&o).end.is_some());
+    assert!(o.targets().next().is_none());
+}
+
+#[test]
+fn a_target_that_continued_after_its_source_was_lost_is_the_vm() {
+    let mut o = handed_over();
+    o.source_lost = Some(at(10));
+    o.now = at(100);
+    settle(&mut o);
+    assert!(o.migration.status.as_ref().unwrap().abort.is_some());
+    edit_instance(&mut o, |instance| {
+        let status = instance.status.as_mut().unwrap();
+        let record = status.migration.as_mut().unwrap();
+        record.end = Some(Time(at(101)));
+        record.result = Some(MigrationResult::Succeeded);
+        status.claim.as_mut().unwrap().pod_uid = "p2".into();
+    });
+    o.source_lost = None;
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Done);
+    assert_eq!(o.targets().count(), 1);
+}
+
+#[test]
+fn a_move_that_is_queued_again_lets_go_of_its_target() {
+    let mut o = granted();
+    o.pods[1] = pod("target", "p2", Some("n2"), Some("uid-m"));
+    edit(&mut o, |status| status.reason = Some("WaitingForSyncSlot".into()));
+    o.now = at(rules::PREPARE_S + 5);
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Placing, "the decider watches this time");
+    edit(&mut o, |status| {
+        status.state = Some(MigrationState::Queued);
+        status.slot_at = None;
+    });
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Queued);
+    assert!(o.targets().next().is_none());
+    assert!(plan(&o).is_empty());
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 mod plan;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_api::engine::{Instance, Migration, MigrationState};
@@ -30,6 +30,8 @@ pub struct Move {
     pub instance: Option<Arc<Instance>>,
     /// Its target pod.
     pub target: Option<Arc<Pod>>,
+    /// A pod made for it is there although it waits for a slot.
+    pub leftover: bool,
     /// Name of the Instance's claimed pod.
     pub source_pod: Option<String>,
 }
@@ -74,8 +76,12 @@ fn is_able(node: &Node) -> bool {
     labelled && conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
+fn state_of(migration: &Migration) -> MigrationState {
+    migration.status.as_ref().and_then(|status| status.state).unwrap_or_default()
+}
+
 fn is_unfinished(migration: &Migration) -> bool {
-    !migration.status.as_ref().and_then(|status| status.state).is_some_and(MigrationState::is_final)
+    !state_of(migration).is_final()
 }
 
 impl Controller for SlotsController {
@@ -93,8 +99,10 @@ impl Controller for SlotsController {
 
     async fn observe(&self, _: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
         let mut targets: BTreeMap<String, Arc<Pod>> = BTreeMap::new();
+        let mut made_for: BTreeSet<String> = BTreeSet::new();
         for pod in self.pods.filtered(|pod| migration_uid(pod).is_some()) {
             let gone = pod.metadata.deletion_timestamp.is_some();
+            made_for.extend(migration_uid(&pod).map(str::to_owned));
             if let Some(uid) = migration_uid(&pod).filter(|_| !gone) {
                 targets.insert(uid.to_owned(), pod.clone());
             }
@@ -114,7 +122,10 @@ impl Controller for SlotsController {
                     .map(|pod| pod.name_any())
             });
             let target = migration.metadata.uid.as_ref().and_then(|uid| targets.get(uid).cloned());
-            Move { migration, instance, target, source_pod }
+            let queued = state_of(&migration) == MigrationState::Queued;
+            let leftover =
+                queued && migration.metadata.uid.as_ref().is_some_and(|uid| made_for.contains(uid));
+            Move { migration, instance, target, leftover, source_pod }
         });
         Ok(Some(Observed {
             now: pass.now,

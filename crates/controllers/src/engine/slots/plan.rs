@@ -6,7 +6,7 @@ use holdfast_api::Time;
 use holdfast_api::engine::{
     Failure, MigrationResult, MigrationSource, MigrationState, MigrationStatus, MigrationTarget,
 };
-use holdfast_domain::migration as rules;
+use holdfast_domain::{backoff, migration as rules};
 use holdfast_reconcile::{Patch, Plan};
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Pod;
@@ -37,9 +37,14 @@ fn state(m: &Move) -> MigrationState {
     status(m).state.unwrap_or_default()
 }
 
-/// Counts against the limits: it has its slot.
-fn holds_slot(m: &Move) -> bool {
-    state(m) >= MigrationState::Placing
+/// Counts against the limits: it has its slot. Not any more when it was called off, nothing of its
+/// target is left and its source is not heard of: such a move may wait for long, and does nothing.
+fn holds_slot(o: &Observed, m: &Move) -> bool {
+    let status = status(m);
+    let abort_at = status.abort.as_ref().and_then(|abort| abort.at.as_ref());
+    let unheard = abort_at.is_some_and(|at| o.now >= backoff::after(at.0, rules::ABORT_S));
+    let target_ended = status.target.as_ref().is_some_and(|target| target.ended_at.is_some());
+    state(m) >= MigrationState::Placing && !(unheard && target_ended)
 }
 
 /// The node a move leaves.
@@ -54,9 +59,9 @@ fn target_node(m: &Move) -> Option<String> {
 }
 
 fn grant_slots(plan: &mut Plan, o: &Observed) {
-    let mut taken = o.moves.iter().filter(|m| holds_slot(m)).count();
+    let mut taken = o.moves.iter().filter(|m| holds_slot(o, m)).count();
     let mut leaving: BTreeSet<String> =
-        o.moves.iter().filter(|m| holds_slot(m)).filter_map(source_node).collect();
+        o.moves.iter().filter(|m| holds_slot(o, m)).filter_map(source_node).collect();
     let mut queue: Vec<&Move> =
         o.moves.iter().filter(|m| status(m).state == Some(MigrationState::Queued) && may_start(m)).collect();
     queue.sort_by_key(|m| order(o, m));
@@ -91,9 +96,9 @@ fn grant_slots(plan: &mut Plan, o: &Observed) {
     }
 }
 
-/// Not being called off, and there is a guest to move.
+/// Not being called off, there is a guest to move, and nothing of an earlier try is left.
 fn may_start(m: &Move) -> bool {
-    m.migration.metadata.deletion_timestamp.is_none() && m.instance.is_some()
+    m.migration.metadata.deletion_timestamp.is_none() && m.instance.is_some() && !m.leftover
 }
 
 /// Class (better with waiting), then age, then uid.
@@ -116,7 +121,8 @@ fn write(plan: &mut Plan, m: &Move, old: &MigrationStatus, new: &MigrationStatus
 
 /// Moves whose target waits, oldest slot first: handed over if nobody else enters that node.
 fn hand_over(plan: &mut Plan, o: &Observed) {
-    let mut entered: BTreeSet<String> = o.moves.iter().filter_map(target_node).collect();
+    let mut entered: BTreeSet<String> =
+        o.moves.iter().filter(|m| holds_slot(o, m)).filter_map(target_node).collect();
     let mut ready: Vec<&Move> = o
         .moves
         .iter()
@@ -131,9 +137,7 @@ fn hand_over(plan: &mut Plan, o: &Observed) {
         let old = status(m);
         let mut new = old.clone();
         if !entered.insert(node.clone()) {
-            new.reason = Some("WaitingForSyncSlot".to_owned());
-            new.message =
-                Some(format!("Waiting for a free migration slot: inbound slot on target node {node:?}."));
+            wait_for_inbound(plan, o, &mut new, &node);
             write(plan, m, &old, &new);
             continue;
         }
@@ -149,6 +153,29 @@ fn hand_over(plan: &mut Plan, o: &Observed) {
             write(plan, m, &old, &new);
         }
     }
+}
+
+/// Waits for the inbound slot of a node; after the limit the move goes back to the queue, so that
+/// its outbound slot serves others and the scheduler may find another node. The migration
+/// controller removes the target pod.
+fn wait_for_inbound(plan: &mut Plan, o: &Observed, new: &mut MigrationStatus, node: &str) {
+    let limit = new.slot_at.as_ref().map_or(o.now, |at| backoff::after(at.0, rules::PREPARE_S));
+    if o.now < limit {
+        plan.wake_at(limit);
+        new.reason = Some("WaitingForSyncSlot".to_owned());
+        new.message =
+            Some(format!("Waiting for a free migration slot: inbound slot on target node {node:?}."));
+        return;
+    }
+    plan.because(format!("inbound slot of {node} stayed busy, queued again"));
+    new.state = Some(MigrationState::Queued);
+    new.slot_at = None;
+    new.source = None;
+    new.reason = Some("InboundSlotBusy".to_owned());
+    new.message = Some(format!(
+        "Queued again: the inbound slot on target node {node:?} stayed busy for {} s.",
+        rules::PREPARE_S
+    ));
 }
 
 /// Everything the agents need, in one write; `false` if the policy has turned against the move.

@@ -41,6 +41,7 @@ fn move_of(name: &str, node: &str, class: i32, created: i64) -> Move {
         migration: Arc::new(migration),
         instance: Some(Arc::new(instance)),
         target: None,
+        leftover: false,
         source_pod: Some("s".into()),
     }
 }
@@ -151,6 +152,52 @@ fn one_enters_a_node_at_a_time() {
 }
 
 #[test]
+fn a_move_whose_target_node_stays_busy_is_queued_again() {
+    let mut o = observed(vec![move_of("a", "n1", 2, 0), move_of("b", "n2", 2, 1)], 3);
+    settle(&mut o);
+    ready_on(&mut o.moves[0], "n3");
+    ready_on(&mut o.moves[1], "n3");
+    settle(&mut o);
+    assert_eq!(states(&o), [Preparing, Placing]);
+    let limit = at(rules::PREPARE_S);
+    assert_eq!(plan(&o).wake, Some(limit));
+    o.now = limit;
+    settle(&mut o);
+    assert_eq!(states(&o), [Preparing, Queued]);
+    let waits = status(&o.moves[1]);
+    assert_eq!(
+        waits.message.unwrap(),
+        "Queued again: the inbound slot on target node \"n3\" stayed busy for 900 s."
+    );
+    assert!(waits.slot_at.is_none() && waits.source.is_none());
+    o.moves[1].leftover = true;
+    assert!(plan(&o).is_empty(), "its old target pod goes first");
+    o.moves[1].leftover = false;
+    o.moves[1].target = None;
+    settle(&mut o);
+    assert_eq!(states(&o), [Preparing, Placing]);
+}
+
+#[test]
+fn a_move_that_waits_for_nothing_but_its_lost_source_holds_no_slot() {
+    let mut o = observed(vec![move_of("a", "n1", 2, 0), move_of("b", "n1", 2, 1)], 1);
+    settle(&mut o);
+    ready_on(&mut o.moves[0], "n3");
+    settle(&mut o);
+    assert_eq!(states(&o), [Preparing, Queued]);
+    let mut migration = (*o.moves[0].migration).clone();
+    let status = migration.status.as_mut().unwrap();
+    status.abort = Some(holdfast_api::engine::Abort { reason: "Failed".into(), at: Some(Time(at(0))) });
+    status.target.as_mut().unwrap().ended_at = Some(Time(at(0)));
+    o.moves[0].migration = Arc::new(migration);
+    settle(&mut o);
+    assert_eq!(states(&o), [Preparing, Queued], "its source may answer yet");
+    o.now = at(rules::ABORT_S);
+    settle(&mut o);
+    assert_eq!(states(&o), [Preparing, Placing]);
+}
+
+#[test]
 fn a_move_that_is_called_off_gets_no_slot() {
     let mut o = observed(vec![move_of("a", "n1", 2, 0)], 3);
     let mut migration = (*o.moves[0].migration).clone();
@@ -182,7 +229,7 @@ proptest! {
                 }
             }
             settle(&mut o);
-            let holding: Vec<&Move> = o.moves.iter().filter(|m| holds_slot(m)).collect();
+            let holding: Vec<&Move> = o.moves.iter().filter(|m| holds_slot(&o, m)).collect();
             prop_assert!(holding.len() <= able);
             let leaving: Vec<_> = holding.iter().filter_map(|m| source_node(m)).collect();
             prop_assert_eq!(leaving.iter().collect::<BTreeSet<_>>().len(), leaving.len());

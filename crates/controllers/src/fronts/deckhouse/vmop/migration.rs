@@ -152,7 +152,9 @@ fn follow(o: &Observed, migration: &Migration, phase: VmopPhase) -> Outcome {
             // A phase never goes back.
             let phase = if phase == VmopPhase::InProgress { phase } else { VmopPhase::Pending };
             let outcome = Outcome::stage(phase, Completed::MigrationPending, text);
-            Outcome { progress: Some(0), ..outcome }
+            // Nor does a percentage: a move that is queued again keeps it.
+            let begun = phase == VmopPhase::InProgress;
+            Outcome { progress: (!begun).then_some(0), ..outcome }
         }
         MigrationState::Placing => match status.reason.as_deref() {
             Some("Unschedulable") => begun(Completed::TargetUnschedulable, said, 2),
