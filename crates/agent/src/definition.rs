@@ -16,7 +16,7 @@ use kube::ResourceExt as _;
 pub struct NodeFacts {
     /// What executes guest code.
     pub accelerator: Accelerator,
-    /// Version of QEMU, `10.0.2`.
+    /// Version of QEMU whose machine type a cold start gets, `10.0.2`: the lowest of all nodes.
     pub qemu_version: String,
 }
 
@@ -80,7 +80,7 @@ pub fn build(
     Ok(definition)
 }
 
-/// The machine type with the version of this node's QEMU; a versioned one stays as it is.
+/// The machine type of that version of QEMU; a versioned one stays as it is.
 fn machine(family: &str, qemu_version: &str) -> Result<String, Unbuildable> {
     let family = if family.is_empty() { "q35" } else { family };
     if family.starts_with("pc-") {

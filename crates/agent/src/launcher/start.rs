@@ -88,8 +88,9 @@ impl Start<'_> {
         let instance = self.read().await?;
         authorise::cold_start(&self.agent.here(), &self.facts.id, &instance)?;
         let seed_files = self.seed_files(&instance).await?;
-        let node =
-            NodeFacts { accelerator: self.agent.accelerator, qemu_version: self.qemu_version.to_owned() };
+        let nodes = self.agent.cluster.nodes.all();
+        let lowest = crate::node::lowest_qemu(self.qemu_version, nodes.iter().map(|node| &**node));
+        let node = NodeFacts { accelerator: self.agent.accelerator, qemu_version: lowest };
         let bootable = |disk: &str| self.has_boot_sector(disk);
         let definition = definition::build(&instance, &node, &seed_files, bootable)?;
         let now = holdfast_env::Clock::Real.now();
