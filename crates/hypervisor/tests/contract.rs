@@ -385,6 +385,40 @@ async fn another_machine_type_is_refused<S: Subject>(s: S) {
     source.becomes(RunState::Running).await;
 }
 
+fn on_a_link() -> Fake {
+    let fake = Fake::create();
+    fake.set_link(1 << 30, Duration::from_millis(20));
+    fake
+}
+
+/// A fast link, but slower than the guest dirties its memory: passes follow each other without an end
+/// until the guest is slowed down.
+#[tokio::test(start_paused = true)]
+async fn a_busy_guest_moves_only_when_it_is_slowed_down() {
+    let fake = Fake::create();
+    fake.set_link(64 << 20, Duration::from_millis(20));
+    let disks = Disks::new();
+    let (mut source, target) = pair(&fake, &disks.definition()).await;
+    fake.guest_dirties(source.dir.path(), 80 << 20);
+    let slow = MigrateParams { auto_converge: false, ..params(FAST) };
+    source.machine.migrate_out(&target.socket(), &slow).await.unwrap();
+    for pass in 1..=8 {
+        source.sees("pass", |e| matches!(e, Event::MigrationPass(n) if *n == pass)).await;
+    }
+    let info = source.machine.migration().await.unwrap();
+    assert!(info.dirty_bytes_per_s > 0 && info.throttle_pct == 0, "{info:?}");
+    source.machine.migrate_cancel().await.unwrap();
+    source.migration(MigrationStatus::Cancelled).await;
+
+    let disks = Disks::new();
+    let (mut source, target) = pair(&fake, &disks.definition()).await;
+    fake.guest_dirties(source.dir.path(), 80 << 20);
+    let slowed = MigrateParams { auto_converge: true, ..params(FAST) };
+    source.machine.migrate_out(&target.socket(), &slowed).await.unwrap();
+    source.migration(MigrationStatus::PreSwitchover).await;
+    assert!(source.machine.migration().await.unwrap().throttle_pct > 0);
+}
+
 macro_rules! contract {
     ($($rule:ident),* $(,)?) => {
         mod qemu {
@@ -392,6 +426,10 @@ macro_rules! contract {
         }
         mod fake {
             $(#[tokio::test] async fn $rule() { super::$rule(<super::Fake as super::Subject>::create()).await })*
+        }
+        /// The fake whose memory travels over a link, on virtual time: what the simulation runs.
+        mod fake_on_a_link {
+            $(#[tokio::test(start_paused = true)] async fn $rule() { super::$rule(super::on_a_link()).await })*
         }
     };
 }

@@ -2,14 +2,19 @@
 //!
 //! Proven by the same contract tests as the real driver (`tests/contract.rs`). All machines of one
 //! [`Fake`] (and its clones) live in one world: they see each other's disk locks and migration sockets.
+//! Memory moves at once, or over a link of finite speed against a guest that dirties it ([`travel`]).
+
+mod travel;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use self::travel::Journey;
 use crate::argv::Runtime;
 use crate::definition::Definition;
 use crate::port::{
@@ -35,6 +40,10 @@ struct World {
     /// Socket that a source is told to connect to, and the one on which its target listens.
     relays: BTreeMap<String, String>,
     violations: Vec<String>,
+    /// Bytes a second that a move gets at most; none: everything at once.
+    link: Option<u64>,
+    /// Length of the device stage of a move over a link.
+    device_stage: Duration,
 }
 
 #[derive(Debug)]
@@ -54,10 +63,15 @@ struct Model {
     reboot_ends: bool,
     ignores_button: bool,
     hangs: bool,
+    /// Its node stands still.
+    frozen: bool,
     /// The machine this one's memory came from.
     origin: Option<u32>,
     /// Another machine has run on with this one's memory: it must never run again.
     stale: bool,
+    /// Memory the guest dirties by itself, bytes a second.
+    dirty_bytes_s: u64,
+    journey: Journey,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -155,6 +169,26 @@ impl Fake {
         self.with(run_dir, |m| m.hangs = hangs);
     }
 
+    /// Run directories of the machines whose guest executes, with the disks they write.
+    pub fn executing(&self) -> Vec<(PathBuf, Vec<PathBuf>)> {
+        let world = self.lock();
+        let running = world.machines.values().filter(|m| m.state == RunState::Running && !m.frozen);
+        running.map(|m| (m.run_dir.clone(), m.disks.clone())).collect()
+    }
+
+    /// The whole node of this run directory stands still, or goes on: its guests execute nothing meanwhile.
+    pub fn freeze(&self, run_dir: &Path, frozen: bool) {
+        let mut world = self.lock();
+        let found = world.machines.iter_mut().find(|(_, m)| m.run_dir == run_dir);
+        let Some((pid, model)) = found else { return };
+        let (pid, runs) = (*pid, model.state == RunState::Running);
+        model.frozen = frozen;
+        model.hangs = frozen;
+        if runs && !frozen {
+            world.note_running(pid);
+        }
+    }
+
     fn guest_ends(&self, run_dir: &Path, reason: &str) {
         self.with(run_dir, |m| {
             if m.state != RunState::Running {
@@ -206,6 +240,24 @@ impl World {
 }
 
 impl World {
+    /// A source has sent everything and given its disks away.
+    fn sent(&mut self, pid: u32) {
+        let Some(source) = self.machines.get_mut(&pid) else { return };
+        source.peer = None;
+        source.holds_locks = false;
+        source.state = RunState::Moved;
+        source.status(MigrationStatus::Completed);
+    }
+
+    /// A target has loaded everything and waits for `cont`.
+    fn loaded(&mut self, from: u32, pid: u32) {
+        let Some(target) = self.machines.get_mut(&pid) else { return };
+        target.peer = None;
+        target.origin = Some(from);
+        target.state = RunState::Paused;
+        target.status(MigrationStatus::Completed);
+    }
+
     /// Called whenever a machine begins to execute.
     fn note_running(&mut self, pid: u32) {
         let Some(me) = self.machines.get(&pid) else { return };
@@ -213,7 +265,9 @@ impl World {
         if stale {
             self.violations.push(format!("machine {pid} ran although another had run on with its memory"));
         }
-        let shares = |m: &Model| m.state == RunState::Running && m.disks.iter().any(|d| disks.contains(d));
+        let shares = |m: &Model| {
+            m.state == RunState::Running && !m.frozen && m.disks.iter().any(|d| disks.contains(d))
+        };
         let others: Vec<u32> =
             self.machines.iter().filter(|(p, m)| **p != pid && shares(m)).map(|(p, _)| *p).collect();
         for other in others {
@@ -268,8 +322,11 @@ impl Hypervisor for Fake {
             reboot_ends: false,
             ignores_button: false,
             hangs: false,
+            frozen: false,
             origin: None,
             stale: false,
+            dirty_bytes_s: 0,
+            journey: Journey::default(),
             events: events_tx,
         };
         world.machines.insert(pid, model);
@@ -419,6 +476,8 @@ impl Machine for FakeMachine {
                 return Err(refused("migrate", "Failed to connect: No such file or directory"));
             };
             source.crawl = p.bandwidth < CRAWL_BYTES_S;
+            source.journey = Journey::of(source.memory_bytes, p);
+            source.error = None;
             source.peer = Some(peer);
             source.status(MigrationStatus::Setup);
             let machine = source.machine.clone();
@@ -426,7 +485,12 @@ impl Machine for FakeMachine {
             target.peer = Some(pid);
             target.listening = None;
             if target.machine == machine {
-                copy(world, pid, peer);
+                if world.link.is_none() {
+                    copy(world, pid, peer);
+                } else {
+                    travel::depart(world, pid, peer);
+                    tokio::spawn(travel::travel(self.world.clone(), pid));
+                }
             } else {
                 let text = format!("Machine type received is '{machine}' and local is '{}'", target.machine);
                 target.error = Some(text);
@@ -446,6 +510,10 @@ impl Machine for FakeMachine {
                 return Err(refused("migrate-continue", "Migration not in expected state"));
             }
             source.status(MigrationStatus::Device);
+            if world.link.is_some() {
+                tokio::spawn(travel::arrive(self.world.clone(), pid));
+                return Ok(());
+            }
             let target = source.peer.filter(|peer| world.machines.contains_key(peer));
             let hangs = target.is_some_and(|peer| world.machines[&peer].hangs);
             let source = world.machines.get_mut(&pid).expect("invariant: looked up above");
@@ -456,15 +524,8 @@ impl Machine for FakeMachine {
                 }
                 Some(_) if hangs => {}
                 Some(peer) => {
-                    source.peer = None;
-                    source.holds_locks = false;
-                    source.state = RunState::Moved;
-                    source.status(MigrationStatus::Completed);
-                    let target = world.machines.get_mut(&peer).expect("invariant: filtered above");
-                    target.peer = None;
-                    target.origin = Some(pid);
-                    target.state = RunState::Paused;
-                    target.status(MigrationStatus::Completed);
+                    world.sent(pid);
+                    world.loaded(pid, peer);
                 }
             }
             Ok(())
@@ -500,9 +561,13 @@ impl Machine for FakeMachine {
         })
     }
 
-    async fn migrate_limits(&self, bandwidth: u64, _downtime_ms: u64) -> Result<(), QmpError> {
+    async fn migrate_limits(&self, bandwidth: u64, downtime_ms: u64) -> Result<(), QmpError> {
         self.act("migrate-set-parameters", |world, pid| {
             let source = world.machines.get_mut(&pid).expect("invariant: looked up above");
+            source.journey.limit(bandwidth, downtime_ms);
+            if world.link.is_some() {
+                return Ok(());
+            }
             if source.crawl && bandwidth >= CRAWL_BYTES_S && source.migration == MigrationStatus::Active {
                 source.crawl = false;
                 source.enter(RunState::Switching, Event::Stopped);
@@ -518,11 +583,11 @@ impl Machine for FakeMachine {
             error: m.error.clone(),
             blocked: vec![],
             total_bytes: m.memory_bytes,
-            remaining_bytes: if m.crawl { m.memory_bytes } else { 0 },
-            transferred_bytes: 0,
-            dirty_bytes_per_s: 0,
-            passes: 1,
-            throttle_pct: 0,
+            remaining_bytes: if m.crawl { m.memory_bytes } else { m.journey.left_bytes },
+            transferred_bytes: m.journey.sent_bytes,
+            dirty_bytes_per_s: m.journey.dirty_bytes_s,
+            passes: m.journey.passes.max(1),
+            throttle_pct: m.journey.throttle_pct,
             downtime_ms: (m.migration == MigrationStatus::Completed).then_some(1),
         })
     }
