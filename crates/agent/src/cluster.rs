@@ -19,6 +19,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::backoff::Pauses;
+
 /// Field manager of everything the agent writes.
 pub const FIELD_MANAGER: &str = "holdfast-agent";
 
@@ -109,7 +111,7 @@ impl Cluster {
     {
         let changed = self.changed.clone();
         tokio::spawn(async move {
-            let mut events = watcher::watcher(api, config).default_backoff().boxed();
+            let mut events = watcher::watcher(api, config).backoff(Pauses::default()).boxed();
             let mut fresh = BTreeMap::new();
             let mut failing = false;
             while let Some(event) = events.next().await {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 
+use crate::host::Outside;
+
 /// Everything the agent is told when it starts.
 #[derive(Clone)]
 pub struct Config {
@@ -20,15 +22,12 @@ pub struct Config {
     pub gateway: Ipv4Addr,
     /// Directory of the node's pods, `$HOLDFAST_HOME/nodes/<node>/pods`.
     pub pods_dir: PathBuf,
-    /// Control group of a pod is `<cgroup_prefix>/<pod uid>`, relative to the root of the hierarchy;
-    /// none where control groups are not used.
-    pub cgroup_prefix: Option<String>,
     /// Id of the home, four hexadecimal digits; names the node's filter table.
     pub home_id: String,
     /// Client of the API, as `system:holdfast:agent:<node>`.
     pub client: kube::Client,
-    /// Certificate files for the conversation with other agents and with the gateway.
-    pub tls: TlsFiles,
+    /// Everything outside of the agent's memory but the API and the pods' directories.
+    pub outside: Outside,
     /// Where the keeper of the host's routes listens ([`crate::host_routes`]); none without one.
     pub host_routes: Option<SocketAddr>,
     /// Pools of VM addresses; addresses of a pool that no VM has are dropped.

@@ -138,7 +138,7 @@ async fn renew(
         if present.as_ref().is_some_and(|lease| held(lease, node, boot_id) == Held::Fenced) {
             return Ok(None);
         }
-        let now = MicroTime(holdfast_env::Clock::Real.now());
+        let now = MicroTime(holdfast_env::now());
         let lease = renewed(present.as_ref(), node, boot_id, acked, now);
         let written = match &present {
             None => api.create(&parameters, &lease).await,

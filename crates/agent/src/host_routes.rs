@@ -2,7 +2,7 @@
 //! §8). Run by the supervisor; uses the same decisions as the nodes ([`crate::network::plan`]).
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +11,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
-use crate::config::TlsFiles;
-use crate::network::netlink::Netlink;
+use crate::network::kernel::Kernel;
 use crate::network::plan::{self, Hint, Hop};
-use crate::network::{Generation, NetworkError, apply_routes, list_links};
+use crate::network::{Generation, NetworkError, apply_routes};
 use crate::peers::chain;
-use crate::tls::Identity;
+use crate::underlay::PeerNetwork;
 
 /// Settings of the keeper of the host's routes.
 #[derive(Clone)]
@@ -25,10 +24,11 @@ pub struct Config {
     pub client: kube::Client,
     /// The home's bridge: only routes through it are touched, so that several homes do not meet.
     pub bridge: String,
-    /// Where agents tell routes at a switch-over: an address of the bridge, port 4130.
-    pub listen: SocketAddr,
-    /// TLS identity; its certificate must have the DNS name `host`.
-    pub tls: TlsFiles,
+    /// Where agents tell routes at a switch-over: an address of the bridge, port 4130; the certificate
+    /// must have the DNS name `host`.
+    pub peers: Arc<dyn PeerNetwork>,
+    /// The network of the host.
+    pub kernel: Arc<dyn Kernel>,
 }
 
 struct Told {
@@ -41,7 +41,7 @@ struct Told {
 
 struct Keeper {
     cluster: Cluster,
-    netlink: Netlink,
+    kernel: Arc<dyn Kernel>,
     bridge: String,
     told: Mutex<BTreeMap<Ipv4Addr, Told>>,
     routing: tokio::sync::Mutex<()>,
@@ -50,22 +50,23 @@ struct Keeper {
 /// Keeps the host's routes for ever.
 ///
 /// # Errors
-/// The netlink socket or the listening address cannot be opened, or the TLS files are unusable.
+/// The address cannot be listened on.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let Config { client, bridge, listen, tls } = config;
+    let Config { client, bridge, peers, kernel } = config;
     let keeper = Arc::new(Keeper {
         cluster: Cluster::watch(client, None),
-        netlink: Netlink::connect()?,
+        kernel,
         bridge,
         told: Mutex::default(),
         routing: tokio::sync::Mutex::default(),
     });
     let hears = keeper.clone();
-    let serving = crate::server::serve_routes(listen, Identity::load(&tls)?, move |route| {
+    let serving = crate::server::serve_routes(&*peers, move |route| {
         let keeper = hears.clone();
         async move { keeper.hear(&route).await }
     });
     tokio::select! {
+        biased;
         result = serving => Ok(result?),
         () = keeper.keep() => Ok(()),
     }
@@ -106,7 +107,7 @@ impl Keeper {
 
     async fn route(&self) -> Result<(), NetworkError> {
         let _guard = self.routing.lock().await;
-        let links = list_links(&self.netlink)?;
+        let links = self.kernel.links()?;
         let Some(bridge) = links.get(&self.bridge).copied() else {
             return Err(NetworkError::NoLink(self.bridge.clone()));
         };
@@ -134,13 +135,13 @@ impl Keeper {
         let observed = plan::Observed { vms, nodes, hints, complete, ..plan::Observed::default() };
         let desired = plan::routes(&observed);
         let present: BTreeMap<Ipv4Net, Hop> = self
-            .netlink
+            .kernel
             .our_routes(&links)
             .await?
             .into_iter()
             .filter(|route| route.link == Some(bridge))
             .map(|route| (route.net, route.hop))
             .collect();
-        apply_routes(&self.netlink, &links, &present, &desired, complete, None).await
+        apply_routes(&*self.kernel, &links, &present, &desired, complete, None).await
     }
 }

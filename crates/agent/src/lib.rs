@@ -7,12 +7,15 @@
 
 pub mod accelerator;
 pub mod authorise;
+pub mod backoff;
 pub mod cluster;
 pub mod config;
 pub mod definition;
 pub mod fence;
+pub mod host;
 pub mod host_routes;
 pub mod launcher;
+pub mod memory;
 pub mod migration;
 pub mod network;
 pub mod node;
@@ -24,6 +27,7 @@ pub mod report;
 pub mod routes;
 pub mod server;
 pub mod tls;
+pub mod underlay;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +36,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 
 pub use config::{AcceleratorChoice, Config, GATEWAY, TlsFiles};
+pub use host::Outside;
 
 use crate::cluster::Cluster;
 use crate::network::{Network, Settings};
@@ -41,10 +46,10 @@ use crate::node_agent::NodeAgent;
 /// and PID namespace. Killing it harms nothing: the next one adopts what it finds.
 ///
 /// # Errors
-/// The node cannot be prepared (network, TLS files, listening address); the error says what to do.
+/// The node cannot be prepared (network, listening address); the error says what to do.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let identity = tls::Identity::load(&config.tls)?;
-    let found = accelerator::find(config.accelerator);
+    let outside = config.outside.clone();
+    let found = outside.host.accelerator(config.accelerator);
     tracing::info!(node = %config.node, boot = %config.boot_id, accelerator = %found.accelerator, why = found.why, "agent");
     let cluster = Cluster::watch(config.client.clone(), Some(&config.node));
     let settings = Settings {
@@ -56,18 +61,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         dns: config.dns.clone(),
         pools: config.pools.iter().copied().collect(),
     };
-    let network = Network::start(settings).await.context("preparing the node's network")?;
+    let network = Network::start(settings, outside.kernel).await.context("preparing the node's network")?;
     let (gate_sender, gate) = watch::channel(false);
     let lease = fence::keep(config.client.clone(), config.node.clone(), config.boot_id.clone(), gate_sender);
     tokio::spawn(lease);
     tokio::spawn(node::keep_labels(cluster.clone(), config.node.clone(), found.accelerator));
-    let agent = Arc::new(NodeAgent::new(config, cluster, network, found.accelerator, identity, gate));
+    let agent = Arc::new(NodeAgent::new(config, cluster, network, found.accelerator, gate));
     tokio::spawn(routes::keep(agent.clone()));
     tokio::spawn(remove_leftovers(agent.clone()));
     tokio::spawn(orphans::follow(agent.clone()));
     tokio::spawn(launcher::follow_all(agent.clone()));
     let stopped = stop_when_idle(agent.clone())?;
     tokio::select! {
+        biased;
         served = server::serve(agent) => served.context("serving other agents"),
         () = stopped => Ok(()),
     }
@@ -78,7 +84,7 @@ const STOP_WAIT: Duration = Duration::from_secs(300);
 
 /// A future that ends after SIGTERM, once no move depends on this agent (or after five minutes).
 fn stop_when_idle(agent: Arc<NodeAgent>) -> std::io::Result<impl Future<Output = ()>> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut terminate = agent.outside.host.terminations()?;
     Ok(async move {
         terminate.recv().await;
         tracing::info!("stopping; moves that run through this agent are waited for");

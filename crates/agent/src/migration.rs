@@ -4,9 +4,7 @@
 //! Memory and COMMIT run launcher → unix socket → this agent → TLS → the target's agent → unix socket
 //! → launcher. The target's share of the streams is in [`crate::server`].
 
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +14,8 @@ use holdfast_env::fault;
 use holdfast_wire::Id;
 use holdfast_wire::frame;
 use holdfast_wire::launcher::{Control, MoveConfig, SOCKET_CONTROL_OUT, SOCKET_MEMORY_OUT, Verdict};
+use holdfast_wire::local::{Access, StreamListener};
 use holdfast_wire::peer::{Open, Records, Route};
-use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
 use crate::launcher::start::StepError;
@@ -62,7 +60,7 @@ impl Outgoing {
         let busy = agent.busy();
         let (target, target_id) = target_of(&agent, &migration, id)?;
         let keepers = agent.route_keepers();
-        let switchboard = Switchboard::open(&agent.identity, keepers.clone()).await;
+        let switchboard = Switchboard::open(&*agent.outside.peers, keepers.clone()).await;
         let run = agent.pods.run(&id.pod_uid);
         let mut proxies = JoinSet::new();
         let mut sockets = vec![];
@@ -70,7 +68,9 @@ impl Outgoing {
         let memory = Open::Memory { migration_uid: uid.to_owned(), target: target_id };
         for (name, open) in [(SOCKET_CONTROL_OUT, control), (SOCKET_MEMORY_OUT, memory)] {
             let path = run.join(name);
-            let listener = listen(&path).map_err(|e| StepError::NotYet(e.to_string()))?;
+            // The launcher and its QEMU run as another user; the directory is theirs alone.
+            let listener = agent.outside.sockets.bind(&path, Access::AnyUser);
+            let listener = listener.map_err(|e| StepError::NotYet(e.to_string()))?;
             sockets.push(path);
             proxies.spawn(proxy(agent.clone(), listener, target.clone(), open));
         }
@@ -115,8 +115,9 @@ impl Outgoing {
         let std::net::IpAddr::V4(target_address) = self.target.address.ip() else { return false };
         let route = self.agent.new_route(address, self.id.epoch, &self.target.node, target_address);
         let hint = self.agent.network.hint(address, &self.target.node, target_address, route.generation);
-        let tell = self.switchboard.tell(&self.agent.identity, &self.keepers, &route, &self.target.node);
-        let (here, told) = tokio::join!(hint, tell);
+        let tell =
+            self.switchboard.tell(&*self.agent.outside.peers, &self.keepers, &route, &self.target.node);
+        let (here, told) = tokio::join!(biased; hint, tell);
         if let Err(error) = here {
             tracing::warn!(id = %self.id, error = %chain(&error), "the route of this node could not be moved");
         }
@@ -136,8 +137,8 @@ pub async fn routes_back(agent: &NodeAgent, id: &Id) {
         tracing::warn!(%id, error = %chain(&error), "the route of this node could not be taken back");
     }
     let keepers = agent.route_keepers();
-    let mut switchboard = Switchboard::open(&agent.identity, keepers.clone()).await;
-    switchboard.tell(&agent.identity, &keepers, &route, &agent.config.node).await;
+    let mut switchboard = Switchboard::open(&*agent.outside.peers, keepers.clone()).await;
+    switchboard.tell(&*agent.outside.peers, &keepers, &route, &agent.config.node).await;
 }
 
 fn target_of(agent: &NodeAgent, migration: &Migration, id: &Id) -> Result<(Peer, Id), StepError> {
@@ -150,20 +151,12 @@ fn target_of(agent: &NodeAgent, migration: &Migration, id: &Id) -> Result<(Peer,
     Ok((peer, target))
 }
 
-fn listen(path: &std::path::Path) -> io::Result<UnixListener> {
-    let listener = holdfast_sys::unixat::bind(path)?;
-    listener.set_nonblocking(true)?;
-    // The launcher and its QEMU run as another user; the directory is theirs alone.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-    UnixListener::from_std(listener)
-}
-
 /// Passes every connection of the launcher on to the target.
-async fn proxy(agent: Arc<NodeAgent>, listener: UnixListener, target: Peer, open: Open) {
+async fn proxy(agent: Arc<NodeAgent>, mut listener: Box<dyn StreamListener>, target: Peer, open: Open) {
     let mut streams = JoinSet::new();
     loop {
         let mut from = match listener.accept().await {
-            Ok((from, _)) => from,
+            Ok(from) => from,
             Err(error) => {
                 tracing::warn!(%error, "a stream of a move could not be accepted");
                 return;
@@ -171,7 +164,7 @@ async fn proxy(agent: Arc<NodeAgent>, listener: UnixListener, target: Peer, open
         };
         let (agent, target, open) = (agent.clone(), target.clone(), open.clone());
         streams.spawn(async move {
-            let opened = async { Line::open(&agent.identity, &target).await?.into_stream(open).await };
+            let opened = async { Line::open(&*agent.outside.peers, &target).await?.into_stream(open).await };
             match opened.await {
                 Ok(mut to) => {
                     let done =
@@ -197,7 +190,7 @@ pub async fn verdict(agent: &NodeAgent, id: &Id, uid: &str) -> Option<Verdict> {
             return None;
         }
     };
-    match ask_launcher(&agent.identity, &peer, target).await {
+    match ask_launcher(&*agent.outside.peers, &peer, target).await {
         Ok(records) => {
             let verdict = settle(&records);
             tracing::info!(%id, ?records, ?verdict, "undecided hand-over");
@@ -242,7 +235,7 @@ async fn commit_for(agent: &NodeAgent, id: &Id, uid: &str) -> Result<(), StepErr
     let (peer, target) = target_of(agent, &migration, id)?;
     let open = Open::Control { migration_uid: uid.to_owned(), target };
     let talk = async {
-        let mut stream = Line::open(&agent.identity, &peer).await?.into_stream(open).await?;
+        let mut stream = Line::open(&*agent.outside.peers, &peer).await?.into_stream(open).await?;
         let commit = Control::Commit { migration_uid: uid.to_owned(), paused: false };
         let broken = |e: frame::Error| PeerError::Refused { node: peer.node.clone(), why: chain(&e) };
         frame::write(&mut stream, &commit).await.map_err(broken)?;

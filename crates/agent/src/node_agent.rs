@@ -16,11 +16,11 @@ use tokio::sync::watch;
 use crate::authorise::Here;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::host::Outside;
 use crate::launcher::conversation::Conversation;
 use crate::network::Network;
 use crate::peers::{HOST, Peer};
 use crate::records::PodsDir;
-use crate::tls::Identity;
 
 /// A launcher that is connected right now.
 #[derive(Clone)]
@@ -47,8 +47,8 @@ pub struct NodeAgent {
     pub pods: PodsDir,
     /// What executes guest code here.
     pub accelerator: Accelerator,
-    /// TLS identity.
-    pub identity: Identity,
+    /// Everything outside of this process's memory but the API and the pods' directories.
+    pub outside: Outside,
     /// Whether the fence lease is held by this boot.
     pub gate: watch::Receiver<bool>,
     connected: Mutex<BTreeMap<String, Connected>>,
@@ -71,17 +71,17 @@ impl NodeAgent {
         cluster: Cluster,
         network: Network,
         accelerator: Accelerator,
-        identity: Identity,
         gate: watch::Receiver<bool>,
     ) -> Self {
-        let pods = PodsDir::new(config.pods_dir.clone(), config.cgroup_prefix.clone());
+        let outside = config.outside.clone();
+        let pods = PodsDir::new(config.pods_dir.clone(), outside.clone());
         Self {
             config,
             cluster,
             network,
             pods,
             accelerator,
-            identity,
+            outside,
             gate,
             connected: Mutex::default(),
             moves: Arc::new(watch::Sender::new(0)),
@@ -172,7 +172,7 @@ impl NodeAgent {
 
     /// The route to a VM through a node, newer than every one told before.
     pub fn new_route(&self, address: Ipv4Addr, epoch: i64, node: &str, node_address: Ipv4Addr) -> Route {
-        let now_ms = holdfast_env::Clock::Real.now().as_millisecond();
+        let now_ms = holdfast_env::now().as_millisecond();
         Route {
             address: address.to_string(),
             node: node.to_owned(),

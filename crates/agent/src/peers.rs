@@ -6,12 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use holdfast_wire::frame;
+use holdfast_wire::local::BoxStream;
 use holdfast_wire::peer::{Open, Opened, Opening, PORT, Records, Route};
 use holdfast_wire::{Id, VERSION};
-use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 
-use crate::tls::Identity;
+use crate::underlay::PeerNetwork;
 
 /// DNS name in the certificate of the keeper of the host's routes.
 pub const HOST: &str = "host";
@@ -75,7 +74,7 @@ fn broken(error: frame::Error) -> io::Error {
 /// An open connection to another agent, for several questions or for one stream.
 pub struct Line {
     peer: Peer,
-    stream: TlsStream<TcpStream>,
+    stream: BoxStream,
 }
 
 impl Line {
@@ -83,12 +82,8 @@ impl Line {
     ///
     /// # Errors
     /// Nobody is there within three seconds, or it is not the agent of that node.
-    pub async fn open(identity: &Identity, peer: &Peer) -> Result<Self, PeerError> {
-        let connect = async {
-            let stream = TcpStream::connect(peer.address).await?;
-            identity.connect(&peer.node, stream).await
-        };
-        let stream = tokio::time::timeout(CONNECT, connect)
+    pub async fn open(network: &dyn PeerNetwork, peer: &Peer) -> Result<Self, PeerError> {
+        let stream = tokio::time::timeout(CONNECT, network.connect(peer))
             .await
             .map_err(|_| peer.failed(io::Error::from(io::ErrorKind::TimedOut)))?
             .map_err(|error| peer.failed(error))?;
@@ -111,7 +106,7 @@ impl Line {
     ///
     /// # Errors
     /// The agent refuses, or the connection breaks.
-    pub async fn into_stream(mut self, open: Open) -> Result<TlsStream<TcpStream>, PeerError> {
+    pub async fn into_stream(mut self, open: Open) -> Result<BoxStream, PeerError> {
         match self.ask(open).await? {
             Opened::Stream => Ok(self.stream),
             other => Err(self.peer.failed(io::Error::other(format!("answered {other:?} to a stream")))),
@@ -135,9 +130,9 @@ impl Line {
 ///
 /// # Errors
 /// The agent there cannot be asked.
-pub async fn ask_launcher(identity: &Identity, peer: &Peer, id: Id) -> Result<Records, PeerError> {
+pub async fn ask_launcher(network: &dyn PeerNetwork, peer: &Peer, id: Id) -> Result<Records, PeerError> {
     let question = async {
-        let mut line = Line::open(identity, peer).await?;
+        let mut line = Line::open(network, peer).await?;
         match line.ask(Open::AskLauncher { id }).await? {
             Opened::Records(records) => Ok(records),
             other => Err(peer.failed(io::Error::other(format!("answered {other:?} to AskLauncher")))),
@@ -158,8 +153,8 @@ pub struct Switchboard {
 
 impl Switchboard {
     /// Opens lines to all `peers`; one that cannot be reached is tried again when it is needed.
-    pub async fn open(identity: &Identity, peers: Vec<Peer>) -> Self {
-        let opened = futures::future::join_all(peers.iter().map(|peer| Line::open(identity, peer))).await;
+    pub async fn open(network: &dyn PeerNetwork, peers: Vec<Peer>) -> Self {
+        let opened = futures::future::join_all(peers.iter().map(|peer| Line::open(network, peer))).await;
         let mut lines = BTreeMap::new();
         for (peer, line) in peers.into_iter().zip(opened) {
             match line {
@@ -175,7 +170,13 @@ impl Switchboard {
     }
 
     /// Tells everybody; returns whether `decisive` (the target of a move) has taken it over.
-    pub async fn tell(&mut self, identity: &Identity, peers: &[Peer], route: &Route, decisive: &str) -> bool {
+    pub async fn tell(
+        &mut self,
+        network: &dyn PeerNetwork,
+        peers: &[Peer],
+        route: &Route,
+        decisive: &str,
+    ) -> bool {
         let calls = peers.iter().map(|peer| {
             let line = self.lines.remove(peer);
             async move {
@@ -185,7 +186,7 @@ impl Switchboard {
                 {
                     return Ok(line);
                 }
-                let mut line = Line::open(identity, peer).await?;
+                let mut line = Line::open(network, peer).await?;
                 line.route(route.clone()).await?;
                 Ok::<Line, PeerError>(line)
             }

@@ -10,11 +10,13 @@ use holdfast_wire::launcher::{
 };
 use holdfast_wire::peer::Records;
 
+use crate::host::Outside;
+
 /// The pods of one node on disk.
 #[derive(Debug, Clone)]
 pub struct PodsDir {
     dir: PathBuf,
-    cgroup_prefix: Option<String>,
+    outside: Outside,
 }
 
 /// What the records in a pod's `run` volume say.
@@ -31,9 +33,9 @@ pub struct OnDisk {
 }
 
 impl PodsDir {
-    /// The pods below `dir`, whose control groups are `<prefix>/<pod uid>`.
-    pub fn new(dir: PathBuf, cgroup_prefix: Option<String>) -> Self {
-        Self { dir, cgroup_prefix }
+    /// The pods below `dir`.
+    pub fn new(dir: PathBuf, outside: Outside) -> Self {
+        Self { dir, outside }
     }
 
     /// The `run` volume of a pod.
@@ -95,16 +97,7 @@ impl PodsDir {
 
     /// Whether no process of the pod is left. Unknown (`None`) where control groups are not used.
     pub fn is_empty(&self, pod_uid: &str) -> Option<bool> {
-        let prefix = self.cgroup_prefix.as_ref()?;
-        let hierarchies = holdfast_sys::cgroup::Hierarchies::detect();
-        if !hierarchies.is_usable() {
-            return None;
-        }
-        match hierarchies.open(&format!("{prefix}/{pod_uid}")) {
-            // The runtime removes the group after its last process.
-            None => Some(true),
-            Some(group) => group.is_empty().ok(),
-        }
+        self.outside.host.pod_is_empty(pod_uid)
     }
 
     /// What another agent may be told about a launcher here. `talks`: it is connected right now.
@@ -131,7 +124,7 @@ impl PodsDir {
 
     /// Whether a process listens at the launcher's socket.
     pub fn listens(&self, pod_uid: &str) -> bool {
-        holdfast_sys::unixat::connect(&self.socket(pod_uid)).is_ok()
+        self.outside.sockets.listens(&self.socket(pod_uid))
     }
 }
 
@@ -158,11 +151,21 @@ mod tests {
     use holdfast_wire::Id;
     use holdfast_wire::launcher::Cause;
 
-    use super::*;
+    use std::sync::Arc;
 
+    use holdfast_wire::local::Unix;
+
+    use super::*;
+    use crate::host::System;
+    use crate::memory::{Node, Underlay};
+
+    /// Real sockets, and no control groups.
     fn pods() -> (tempfile::TempDir, PodsDir) {
         let dir = tempfile::tempdir().unwrap();
-        let pods = PodsDir::new(dir.path().to_owned(), None);
+        let node = Node::new("n", std::net::Ipv4Addr::LOCALHOST, &Underlay::default());
+        let outside =
+            Outside { sockets: Arc::new(Unix), host: Arc::new(System::new(None)), ..node.outside() };
+        let pods = PodsDir::new(dir.path().to_owned(), outside);
         std::fs::create_dir_all(pods.run("p")).unwrap();
         (dir, pods)
     }

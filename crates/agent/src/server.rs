@@ -5,35 +5,26 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use holdfast_wire::launcher::{SOCKET_CONTROL_IN, SOCKET_MEMORY_IN, StreamKind, VmState};
+use holdfast_wire::local::BoxStream;
 use holdfast_wire::peer::{Open, Opened, Opening, Route, StreamTo};
 use holdfast_wire::{Id, OLDEST, VERSION, frame};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio_rustls::server::TlsStream;
 
 use crate::migration::CHUNK;
 use crate::network::{Network, NetworkError};
 use crate::node_agent::{NodeAgent, address_of};
 use crate::peers::chain;
-use crate::tls::{AGENT, Identity, PLATFORM};
-
-/// Where an agreed connection leads.
-enum To {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
+use crate::tls::{AGENT, PLATFORM};
+use crate::underlay::PeerNetwork;
 
 /// Serves other agents and the gateway for ever.
 ///
 /// # Errors
 /// The address cannot be listened on.
 pub async fn serve(agent: Arc<NodeAgent>) -> io::Result<()> {
-    let address = SocketAddr::from((agent.config.node_address, agent.port()));
-    let listener =
-        holdfast_sys::context(TcpListener::bind(address).await, || format!("listen on {address}"))?;
+    let mut listener = agent.outside.peers.listen().await?;
     loop {
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
+        let caller = match listener.accept().await {
+            Ok(caller) => caller,
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -42,17 +33,15 @@ pub async fn serve(agent: Arc<NodeAgent>) -> io::Result<()> {
         };
         let agent = agent.clone();
         tokio::spawn(async move {
-            match agent.identity.accept(stream).await {
+            match caller.await {
                 Ok((stream, who)) => converse(&agent, stream, &who).await,
-                Err(error) => {
-                    tracing::warn!(%from, %error, "a connection without the platform's certificate")
-                }
+                Err(error) => tracing::warn!(%error, "a connection without the platform's certificate"),
             }
         });
     }
 }
 
-async fn converse(agent: &NodeAgent, mut stream: TlsStream<TcpStream>, who: &str) {
+async fn converse(agent: &NodeAgent, mut stream: BoxStream, who: &str) {
     loop {
         let opening = match frame::read::<Opening>(&mut stream).await {
             Ok(Some(opening)) => opening,
@@ -71,24 +60,22 @@ async fn converse(agent: &NodeAgent, mut stream: TlsStream<TcpStream>, who: &str
             return;
         }
         let _busy = (is_move && to.is_some()).then(|| agent.busy());
-        match to {
-            None => {}
-            Some(To::Unix(to)) => return pass(&mut stream, to).await,
-            Some(To::Tcp(to)) => return pass(&mut stream, to).await,
+        if let Some(to) = to {
+            return pass(stream, to).await;
         }
     }
 }
 
-async fn pass(stream: &mut TlsStream<TcpStream>, mut to: impl AsyncRead + AsyncWrite + Unpin) {
-    let done = tokio::io::copy_bidirectional_with_sizes(stream, &mut to, CHUNK, CHUNK).await;
+async fn pass(mut stream: BoxStream, mut to: BoxStream) {
+    let done = tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut to, CHUNK, CHUNK).await;
     tracing::debug!(?done, "a stream ended");
 }
 
-fn refused(why: impl Into<String>) -> (Opened, Option<To>) {
+fn refused(why: impl Into<String>) -> (Opened, Option<BoxStream>) {
     (Opened::Refused { why: why.into() }, None)
 }
 
-async fn open(agent: &NodeAgent, who: &str, opening: Opening) -> (Opened, Option<To>) {
+async fn open(agent: &NodeAgent, who: &str, opening: Opening) -> (Opened, Option<BoxStream>) {
     if !(OLDEST..=VERSION).contains(&opening.v) {
         return refused(format!("version {} is not spoken here, only {OLDEST} to {VERSION}", opening.v));
     }
@@ -137,7 +124,7 @@ pub(crate) fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
 }
 
 /// A stream of a move to a launcher here. Only the launcher that takes exactly this move gets it.
-async fn incoming(agent: &NodeAgent, uid: &str, target: &Id, socket: &str) -> (Opened, Option<To>) {
+async fn incoming(agent: &NodeAgent, uid: &str, target: &Id, socket: &str) -> (Opened, Option<BoxStream>) {
     let Some(launcher) = agent.launcher(&target.pod_uid) else {
         return refused(format!("no launcher of pod {} is connected here", target.pod_uid));
     };
@@ -147,20 +134,14 @@ async fn incoming(agent: &NodeAgent, uid: &str, target: &Id, socket: &str) -> (O
     if launcher.state.migration.as_ref().is_none_or(|m| m.migration_uid != uid) {
         return refused(format!("the launcher does not take migration {uid}"));
     }
-    match connect_unix(&launcher.run.join(socket)) {
-        Ok(stream) => (Opened::Stream, Some(To::Unix(stream))),
+    match agent.outside.sockets.connect(&launcher.run.join(socket)).await {
+        Ok(stream) => (Opened::Stream, Some(stream)),
         Err(error) => refused(format!("the launcher does not take the stream: {error}")),
     }
 }
 
-fn connect_unix(path: &std::path::Path) -> io::Result<UnixStream> {
-    let stream = holdfast_sys::unixat::connect(path)?;
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
-}
-
 /// A byte stream to a guest of this node.
-async fn to_guest(agent: &NodeAgent, vm_uid: &str, kind: StreamTo) -> (Opened, Option<To>) {
+async fn to_guest(agent: &NodeAgent, vm_uid: &str, kind: StreamTo) -> (Opened, Option<BoxStream>) {
     let Some(launcher) = agent.active_launcher(vm_uid) else {
         return refused(format!("VM {vm_uid} does not run on node {}", agent.config.node));
     };
@@ -169,24 +150,20 @@ async fn to_guest(agent: &NodeAgent, vm_uid: &str, kind: StreamTo) -> (Opened, O
         StreamTo::Vnc => StreamKind::Vnc,
         StreamTo::Port(port) => return to_port(agent, vm_uid, port).await,
     };
-    match launcher.conversation.open_stream(stream).await {
-        Ok(stream) => (Opened::Stream, Some(To::Unix(stream))),
+    match launcher.conversation.open_stream(&*agent.outside.sockets, stream).await {
+        Ok(stream) => (Opened::Stream, Some(stream)),
         Err(error) => refused(chain(&error)),
     }
 }
 
-async fn to_port(agent: &NodeAgent, vm_uid: &str, port: u16) -> (Opened, Option<To>) {
+async fn to_port(agent: &NodeAgent, vm_uid: &str, port: u16) -> (Opened, Option<BoxStream>) {
     let instance = agent.cluster.instances.get(vm_uid);
     let Some(address) = instance.as_deref().and_then(address_of) else {
         return refused("the VM has no address");
     };
-    let connect = TcpStream::connect((address, port));
+    let connect = agent.outside.peers.connect_guest(SocketAddr::from((address, port)));
     match tokio::time::timeout(std::time::Duration::from_secs(5), connect).await {
-        Ok(Ok(stream)) => {
-            // Interactive sessions run through it.
-            let _ = stream.set_nodelay(true);
-            (Opened::Stream, Some(To::Tcp(stream)))
-        }
+        Ok(Ok(stream)) => (Opened::Stream, Some(stream)),
         Ok(Err(error)) => refused(format!("port {port} of {address}: {error}")),
         Err(_) => refused(format!("port {port} of {address} did not answer within 5 s")),
     }
@@ -196,21 +173,20 @@ async fn to_port(agent: &NodeAgent, vm_uid: &str, port: u16) -> (Opened, Option<
 ///
 /// # Errors
 /// The address cannot be listened on.
-pub(crate) async fn serve_routes<F, R>(address: SocketAddr, identity: Identity, take: F) -> io::Result<()>
+pub(crate) async fn serve_routes<F, R>(network: &dyn PeerNetwork, take: F) -> io::Result<()>
 where
     F: Fn(Route) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), String>> + Send,
 {
-    let listener =
-        holdfast_sys::context(TcpListener::bind(address).await, || format!("listen on {address}"))?;
+    let mut listener = network.listen().await?;
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok(caller) = listener.accept().await else {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             continue;
         };
-        let (identity, take) = (identity.clone(), take.clone());
+        let take = take.clone();
         tokio::spawn(async move {
-            let Ok((mut stream, who)) = identity.accept(stream).await else { return };
+            let Ok((mut stream, who)) = caller.await else { return };
             while let Ok(Some(opening)) = frame::read::<Opening>(&mut stream).await {
                 let answer = match opening.open {
                     Open::Route(route) if who.starts_with(AGENT) => match take(route).await {

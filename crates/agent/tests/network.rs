@@ -9,13 +9,15 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, Message, MessageType};
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+use holdfast_agent::network::kernel::Linux;
 use holdfast_agent::network::names::Mac;
 use holdfast_agent::network::plan::Vm;
-use holdfast_agent::network::{GuestNic, Network, Settings};
+use holdfast_agent::network::{GuestNic, Network, NetworkError, Settings};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 66, 10, 14);
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 199, 0, 1);
@@ -63,6 +65,10 @@ fn settings() -> Settings {
         dns: vec![],
         pools: BTreeSet::new(),
     }
+}
+
+async fn start() -> Result<Network, NetworkError> {
+    Network::start(settings(), Arc::new(Linux::connect()?)).await
 }
 
 fn nic() -> GuestNic {
@@ -189,8 +195,8 @@ fn arp_request(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
 #[test]
 fn a_guest_gets_its_address_and_its_gateway() {
     on_a_node(|| async {
-        let network = Network::start(settings()).await.unwrap();
-        let mut guest = Guest::new(network.plug(nic()).await.unwrap());
+        let network = start().await.unwrap();
+        let mut guest = Guest::new(network.plug(nic()).await.unwrap().unwrap());
 
         let offer = guest.ask_dhcp(MessageType::Discover, None).await;
         assert_eq!(offer.opts().msg_type(), Some(MessageType::Offer));
@@ -213,8 +219,8 @@ fn a_guest_gets_its_address_and_its_gateway() {
 #[test]
 fn a_guest_cannot_use_another_address_or_hardware_address() {
     on_a_node(|| async {
-        let network = Network::start(settings()).await.unwrap();
-        let mut guest = Guest::new(network.plug(nic()).await.unwrap());
+        let network = start().await.unwrap();
+        let mut guest = Guest::new(network.plug(nic()).await.unwrap().unwrap());
         network.set_world(vec![vm("a", false)], nodes()).await.unwrap();
         let service = UdpSocket::bind((NODE, 0)).unwrap();
         service.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -245,7 +251,7 @@ fn a_guest_cannot_use_another_address_or_hardware_address() {
 #[test]
 fn routes_follow_the_guest_on_both_sides_of_a_move() {
     on_a_node(|| async {
-        let network = Network::start(settings()).await.unwrap();
+        let network = start().await.unwrap();
         let there = format!("10.66.10.14 via {OTHER_NODE} dev eth0");
         let here = format!("10.66.10.14 dev {TAP} scope link src {NODE}");
 
@@ -275,8 +281,8 @@ fn routes_follow_the_guest_on_both_sides_of_a_move() {
 #[test]
 fn a_restarted_agent_adopts_live_taps_and_removes_leftovers() {
     on_a_node(|| async {
-        let first = Network::start(settings()).await.unwrap();
-        let guest = first.plug(nic()).await.unwrap();
+        let first = start().await.unwrap();
+        let guest = first.plug(nic()).await.unwrap().unwrap();
         let stale = GuestNic {
             instance_uid: "00000000-0000".into(),
             address: Ipv4Addr::new(10, 66, 10, 15),
@@ -289,7 +295,7 @@ fn a_restarted_agent_adopts_live_taps_and_removes_leftovers() {
         ip("route add 10.66.10.77 via 10.199.0.9 proto 72");
         ip("route add 10.66.10.78 via 10.199.0.9");
 
-        let second = Network::start(settings()).await.unwrap();
+        let second = start().await.unwrap();
         second.adopt(nic()).await.unwrap();
         second.set_world(vec![vm("a", false)], nodes()).await.unwrap();
         second.remove_leftovers(&BTreeSet::new()).await.unwrap();
@@ -307,7 +313,7 @@ fn a_restarted_agent_adopts_live_taps_and_removes_leftovers() {
 fn a_word_that_comes_before_the_api_was_read_takes_no_other_route_away() {
     on_a_node(|| async {
         ip("route add 10.66.10.77 via 10.199.0.9 proto 72");
-        let network = Network::start(settings()).await.unwrap();
+        let network = start().await.unwrap();
         network.hint(GUEST, "b", OTHER_NODE, (1, 1)).await.unwrap();
         assert_eq!(routes(), ["10.66.10.14 via 10.199.0.2 dev eth0", "10.66.10.77 via 10.199.0.9 dev eth0"]);
         network.set_world(vec![vm("b", false)], nodes()).await.unwrap();
@@ -318,7 +324,7 @@ fn a_word_that_comes_before_the_api_was_read_takes_no_other_route_away() {
 #[test]
 fn a_second_plug_of_a_live_guest_is_refused() {
     on_a_node(|| async {
-        let network = Network::start(settings()).await.unwrap();
+        let network = start().await.unwrap();
         let _guest = network.plug(nic()).await.unwrap();
         let refused = network.plug(nic()).await.unwrap_err();
         assert!(refused.to_string().contains(TAP), "{refused}");

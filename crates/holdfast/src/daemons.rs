@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use holdfast_agent::network::kernel::Linux;
+use holdfast_agent::underlay::Tls;
 use holdfast_noderuntime::node::{NodeInfo, Timers};
 use holdfast_noderuntime::paths::NodeDir;
 use serde_json::Value;
@@ -75,8 +77,8 @@ pub async fn controller(home: Home) -> anyhow::Result<()> {
     let routes = holdfast_agent::host_routes::Config {
         client: client.clone(),
         bridge: facts.bridge(),
-        listen: host_routes_address(&facts),
-        tls: peer_tls(&home, "host"),
+        peers: Arc::new(Tls::new(&peer_tls(&home, "host"), host_routes_address(&facts))?),
+        kernel: Arc::new(Linux::connect()?),
     };
     tokio::select! {
         ended = holdfast_controllers::run(client, config) => ended,
@@ -192,10 +194,13 @@ pub async fn agent(home: Home, name: &str) -> anyhow::Result<()> {
         uplink: "eth0".to_owned(),
         gateway: holdfast_agent::GATEWAY,
         pods_dir: dir.pods(),
-        cgroup_prefix: Some(facts.node_cgroup(node)),
         home_id: facts.id.clone(),
         client: identity::client(&identity.kubeconfig(&home)).await?,
-        tls: peer_tls(&home, &format!("agent-{}", node.name)),
+        outside: holdfast_agent::Outside::real(
+            &peer_tls(&home, &format!("agent-{}", node.name)),
+            node.address,
+            Some(facts.node_cgroup(node)),
+        )?,
         host_routes: Some(host_routes_address(&facts)),
         pools: facts.vm_cidrs.clone(),
         dns: Vec::new(),

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_wire::launcher::{Answer, Body, Event, FromLauncher, Request, ToLauncher};
+use holdfast_wire::local::{BoxStream, LocalSockets};
 use holdfast_wire::unix::Conn;
 use holdfast_wire::{Id, OLDEST, VERSION};
 use parking_lot::Mutex;
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 /// Talking to a launcher failed.
@@ -71,11 +71,11 @@ impl Conversation {
     ///
     /// # Errors
     /// Nobody listens at the socket, or what listens does not talk like a launcher.
-    pub async fn open(socket: &Path) -> Result<(Self, mpsc::Receiver<Event>, Hello), TalkError> {
-        let stream = holdfast_sys::unixat::connect(socket).map_err(TalkError::Connect)?;
-        stream.set_nonblocking(true).map_err(TalkError::Connect)?;
-        let stream = UnixStream::from_std(stream).map_err(TalkError::Connect)?;
-        let conn = Arc::new(Conn::new(stream));
+    pub async fn open(
+        sockets: &dyn LocalSockets,
+        socket: &Path,
+    ) -> Result<(Self, mpsc::Receiver<Event>, Hello), TalkError> {
+        let conn = Arc::new(sockets.connect_frames(socket).await.map_err(TalkError::Connect)?);
         let first =
             tokio::time::timeout(PROMPT, receive(&conn)).await.map_err(|_| TalkError::Late(PROMPT))?;
         let (first, _) = first?.ok_or(TalkError::Gone)?;
@@ -161,13 +161,12 @@ impl Conversation {
     /// As [`Self::ask`].
     pub async fn open_stream(
         &self,
+        sockets: &dyn LocalSockets,
         kind: holdfast_wire::launcher::StreamKind,
-    ) -> Result<UnixStream, TalkError> {
+    ) -> Result<BoxStream, TalkError> {
         match self.ask(Request::OpenStream(kind), &[], PROMPT).await? {
             (Answer::Stream, mut fds) if fds.len() == 1 => {
-                let stream = std::os::unix::net::UnixStream::from(fds.remove(0));
-                stream.set_nonblocking(true).map_err(TalkError::Connect)?;
-                UnixStream::from_std(stream).map_err(TalkError::Connect)
+                sockets.adopt(fds.remove(0)).map_err(TalkError::Connect)
             }
             (other, fds) => Err(TalkError::Nonsense(format!("{other:?} with {} descriptors", fds.len()))),
         }

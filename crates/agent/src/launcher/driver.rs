@@ -17,16 +17,13 @@ use tokio::time::Instant;
 
 use super::conversation::{Conversation, Hello, PROMPT, TalkError};
 use super::plan::{Asked, Observed, Step, plan};
-use super::start::{Start, StepError, disk_in_pod, guest_nic};
+use super::start::{Start, StepError, guest_nic};
+use crate::host::{Look, Outside};
 use crate::migration::Outgoing;
 use crate::node_agent::{Connected, NodeAgent};
 use crate::peers::chain;
 use crate::report::{self, End, Facts};
 
-/// Pause between two looks for a launcher's socket.
-const LOOK: Duration = Duration::from_millis(20);
-/// Pause between two looks at a launcher whose connection is gone.
-const LOOK_AT_END: Duration = Duration::from_millis(50);
 /// The clock of waits that nothing else wakes.
 const TICK: Duration = Duration::from_secs(1);
 /// A launcher that refuses this often to start QEMU never will.
@@ -76,8 +73,9 @@ impl Driver {
 
     /// Follows the launcher until its end is certain and its network is gone.
     pub async fn run(mut self) {
+        let Outside { sockets, host, .. } = self.agent.outside.clone();
         loop {
-            match Conversation::open(&self.agent.pods.socket(&self.pod_uid)).await {
+            match Conversation::open(&*sockets, &self.agent.pods.socket(&self.pod_uid)).await {
                 Ok((conversation, events, hello)) => {
                     let conversation = Arc::new(conversation);
                     tracing::info!(id = %conversation.id(), "launcher connected");
@@ -93,7 +91,8 @@ impl Driver {
                 return;
             }
             let known = !self.facts.borrow().id.instance_uid.is_empty();
-            tokio::time::sleep(if known { LOOK_AT_END } else { LOOK }).await;
+            let look = if known { Look::End(&self.pod_uid) } else { Look::Launcher(&self.pod_uid) };
+            host.look_again(look).await;
         }
     }
 
@@ -224,6 +223,7 @@ impl Driver {
             }
             let wake = retry.at.unwrap_or_else(|| Instant::now() + TICK);
             tokio::select! {
+                biased;
                 event = events.recv() => match event {
                     Some(event) => self.take_in(event, conversation),
                     None => return,
@@ -422,7 +422,7 @@ impl Driver {
         let Some(Ok(definition)) = stored.map(serde_json::from_value) else { return };
         let pid = conversation.pid();
         let size = |disk: &str| {
-            let path = pid.and_then(|pid| disk_in_pod(pid, disk));
+            let path = self.agent.outside.host.disk_image(&self.pod_uid, pid, disk);
             let length = path.and_then(|path| std::fs::metadata(path).ok()).map_or(0, |m| m.len());
             i64::try_from(length).unwrap_or(i64::MAX)
         };

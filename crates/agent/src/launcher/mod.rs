@@ -14,13 +14,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::host::Look;
 use crate::node_agent::NodeAgent;
 
-/// Pause between two looks into the pods' directory while a launcher may be about to appear. Part of
-/// every start's time.
-const SCAN: Duration = Duration::from_millis(20);
-/// The pause when nothing has happened for a while.
-const SCAN_IDLE: Duration = Duration::from_millis(500);
 /// How long after a change in the API a launcher may be about to appear.
 const EXPECTING: Duration = Duration::from_secs(5);
 
@@ -40,10 +36,11 @@ pub async fn follow_all(agent: Arc<NodeAgent>) {
                 }
             }
         }
-        if changed_at.elapsed() < EXPECTING {
-            tokio::time::sleep(SCAN).await;
-        } else if tokio::time::timeout(SCAN_IDLE, changes.changed()).await.is_ok() {
-            changed_at = Instant::now();
+        let expecting = changed_at.elapsed() < EXPECTING;
+        tokio::select! {
+            biased;
+            _ = changes.changed(), if !expecting => changed_at = Instant::now(),
+            () = agent.outside.host.look_again(Look::Pods { expecting }) => {}
         }
     }
 }

@@ -53,6 +53,7 @@ pub async fn report(agent: Arc<NodeAgent>, mut facts: watch::Receiver<Facts>) {
             }
         };
         let alive = tokio::select! {
+            biased;
             changed = facts.changed() => changed.is_ok(),
             _ = changes.changed() => true,
             () = tokio::time::sleep(wake) => true,
@@ -74,7 +75,7 @@ pub async fn report_end(agent: &NodeAgent, facts: &Facts) -> kube::Result<()> {
 
 /// Writes everything that differs; true when figures of a copy were among it.
 async fn write(agent: &NodeAgent, facts: &Facts, progress_due: bool) -> kube::Result<bool> {
-    let now = holdfast_env::Clock::Real.now();
+    let now = holdfast_env::now();
     let Some(instance) = agent.instance(&facts.id) else { return Ok(false) };
     write_instance(agent, &instance, facts, now).await?;
     let Some(migration) = agent.named_migration(&instance) else { return Ok(false) };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 
 use holdfast_api::engine::{AfterReset, Instance, Migration};
 use holdfast_api::names::secret::{CLOUD_INIT_KEYS, SYSPREP_KEYS};
@@ -93,7 +92,7 @@ impl Start<'_> {
         let node = NodeFacts { accelerator: self.agent.accelerator, qemu_version: lowest };
         let bootable = |disk: &str| self.has_boot_sector(disk);
         let definition = definition::build(&instance, &node, &seed_files, bootable)?;
-        let now = holdfast_env::Clock::Real.now();
+        let now = holdfast_env::now();
         let record = report::starting(self.facts, &definition, self.qemu_version, now);
         self.agent.cluster.write_instance_status(&instance, record).await?;
         fault::point("start_recorded").await;
@@ -165,7 +164,7 @@ impl Start<'_> {
     async fn plug(&self, instance: &Instance) -> Result<Option<OwnedFd>, StepError> {
         match guest_nic(&self.facts.id, instance)? {
             None => Ok(None),
-            Some(nic) => Ok(Some(self.agent.network.plug(nic).await?)),
+            Some(nic) => Ok(self.agent.network.plug(nic).await?),
         }
     }
 
@@ -198,17 +197,9 @@ impl Start<'_> {
 
     fn has_boot_sector(&self, disk: &str) -> bool {
         // A disk that cannot be read keeps its place; QEMU will say what is wrong with it.
-        let path = self.pid.and_then(|pid| disk_in_pod(pid, disk));
+        let path = self.agent.outside.host.disk_image(&self.facts.id.pod_uid, self.pid, disk);
         path.is_none_or(|path| bootsector::has_boot_signature(&path).unwrap_or(true))
     }
-}
-
-/// A disk's image as the launcher's process sees it.
-pub fn disk_in_pod(pid: u32, disk: &str) -> Option<PathBuf> {
-    let inside = holdfast_api::names::launcher_pod::disk_path(disk);
-    let root = Path::new("/proc").join(pid.to_string()).join("root");
-    let path = root.join(inside.trim_start_matches('/'));
-    path.exists().then_some(path)
 }
 
 /// The network identity of an Instance's VM, plugged for one launcher; none for a VM without network.

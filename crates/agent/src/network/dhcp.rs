@@ -149,6 +149,8 @@ pub async fn serve(sockets: Sockets, lease: Lease) -> io::Result<()> {
     let mut from_one = vec![0; 2048];
     loop {
         let request = tokio::select! {
+            // One guest is behind both: it takes turns with itself.
+            biased;
             got = sockets.broadcast.recv_from(&mut from_all) => &from_all[..got?.0],
             got = sockets.gateway.recv_from(&mut from_one) => &from_one[..got?.0],
         };

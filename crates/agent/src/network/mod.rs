@@ -7,6 +7,7 @@
 
 pub mod dhcp;
 pub mod filter;
+pub mod kernel;
 pub mod names;
 pub mod netlink;
 pub mod plan;
@@ -16,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -23,8 +25,9 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use self::names::{GATEWAY_MAC, Mac, is_tap_name, tap_name};
-use self::netlink::{Links, Netlink, NetlinkError, Target};
+use self::kernel::{Kernel, Wire};
+use self::names::{Mac, is_tap_name, tap_name};
+use self::netlink::{Links, NetlinkError, Target};
 use self::plan::{Hop, Vm};
 
 /// Settings of a node's network.
@@ -138,7 +141,7 @@ struct State {
 /// The network of one node. All methods may be called concurrently.
 pub struct Network {
     settings: Settings,
-    netlink: Netlink,
+    kernel: Arc<dyn Kernel>,
     mtu: u32,
     state: Mutex<State>,
     /// Held while taps and the filter are changed (milliseconds: a process is run).
@@ -153,19 +156,12 @@ impl Network {
     ///
     /// # Errors
     /// The uplink is missing, or the kernel refuses a setting (the error says which).
-    pub async fn start(settings: Settings) -> Result<Self, NetworkError> {
-        let netlink = Netlink::connect().map_err(io_failed("open a netlink socket"))?;
-        let links = list_links(&netlink)?;
-        let uplink = find(&links, &settings.uplink)?;
-        let loopback = find(&links, "lo")?;
-        sysctl::prepare_node(&settings.uplink)?;
-        netlink.bring_up(loopback, None, None).await?;
-        netlink.ensure_address(loopback, settings.gateway).await?;
-        let mtu = netlink.mtu(uplink).await?;
+    pub async fn start(settings: Settings, kernel: Arc<dyn Kernel>) -> Result<Self, NetworkError> {
+        let mtu = kernel.prepare_node(&settings.uplink, settings.gateway).await?;
         let state = State { pools: settings.pools.clone(), ..State::default() };
         Ok(Self {
             settings,
-            netlink,
+            kernel,
             mtu,
             state: Mutex::new(state),
             plugging: tokio::sync::Mutex::default(),
@@ -174,15 +170,15 @@ impl Network {
     }
 
     /// Creates the tap of a guest, ready for traffic, and returns its descriptor for QEMU. The tap
-    /// lives as long as somebody holds a descriptor of it.
+    /// lives as long as somebody holds a descriptor of it. None where taps have no descriptors.
     ///
     /// # Errors
     /// The tap is in use by another process (`ResourceBusy`: an earlier QEMU of the VM has not ended
     /// yet), or a step of its setup failed.
-    pub async fn plug(&self, nic: GuestNic) -> Result<OwnedFd, NetworkError> {
+    pub async fn plug(&self, nic: GuestNic) -> Result<Option<OwnedFd>, NetworkError> {
         let _guard = self.plugging.lock().await;
         let tap = tap_name(&nic.instance_uid);
-        let descriptor = holdfast_sys::tap::open(&tap).map_err(io_failed(format!("create tap {tap}")))?;
+        let descriptor = self.kernel.open_tap(&tap)?;
         self.set_up(nic, tap).await?;
         Ok(descriptor)
     }
@@ -198,23 +194,17 @@ impl Network {
     }
 
     async fn set_up(&self, nic: GuestNic, tap: String) -> Result<(), NetworkError> {
-        let links = self.links()?;
-        let index = find(&links, &tap)?;
-        sysctl::prepare_tap(&tap)?;
-        self.netlink.bring_up(index, Some(GATEWAY_MAC), Some(self.mtu)).await?;
-        self.netlink.set_neighbour(index, nic.address, nic.mac).await?;
-        let sockets = dhcp::Sockets::open(&tap, self.settings.gateway)
-            .map_err(io_failed(format!("serve DHCP on tap {tap}")))?;
-        let dhcp = tokio::spawn(serve_dhcp(tap.clone(), sockets, self.lease(&nic))).abort_handle();
+        let links = self.kernel.links()?;
+        let link = find(&links, &tap)?;
+        let wire = Wire { tap: tap.clone(), link, mac: nic.mac, address: nic.address, mtu: self.mtu };
+        self.kernel.prepare_tap(&wire).await?;
+        let serving = self.kernel.serve_dhcp(&tap, self.settings.gateway, self.lease(&nic))?;
+        let dhcp = tokio::spawn(serving).abort_handle();
         let uid = nic.instance_uid.clone();
         let plugged = Plugged { nic, tap, dhcp };
         self.state.lock().guests.insert(uid, plugged);
         self.load_filter(&links).await?;
         self.route().await
-    }
-
-    fn links(&self) -> Result<Links, NetworkError> {
-        list_links(&self.netlink)
     }
 
     fn lease(&self, nic: &GuestNic) -> dhcp::Lease {
@@ -241,8 +231,7 @@ impl Network {
                 address: plugged.nic.address,
             })
             .collect();
-        let rules = filter::rules(&self.settings.table, self.settings.gateway, &guests);
-        Ok(filter::load(&self.settings.table, &rules).await?)
+        self.kernel.load_filter(&self.settings.table, self.settings.gateway, &guests).await
     }
 
     /// Whether the guest's tap is in our charge, held by this pod.
@@ -265,7 +254,7 @@ impl Network {
             }
             drop(state.guests.remove(instance_uid));
         }
-        let mut links = self.links()?;
+        let mut links = self.kernel.links()?;
         self.load_filter(&links).await?;
         if let Some(link) = links.remove(&tap) {
             self.remove_link_if_present(&tap, link).await?;
@@ -274,10 +263,10 @@ impl Network {
     }
 
     async fn remove_link_if_present(&self, tap: &str, index: u32) -> Result<(), NetworkError> {
-        if let Err(error) = self.netlink.remove_link(index).await {
+        if let Err(error) = self.kernel.remove_link(index).await {
             // The last descriptor may have been closed in between, which removed it.
-            if self.links()?.get(tap).is_some_and(|link| *link == index) {
-                return Err(error.into());
+            if self.kernel.links()?.get(tap).is_some_and(|link| *link == index) {
+                return Err(error);
             }
         }
         Ok(())
@@ -290,7 +279,7 @@ impl Network {
     /// A step failed; call again.
     pub async fn remove_leftovers(&self, keep: &BTreeSet<String>) -> Result<(), NetworkError> {
         let _guard = self.plugging.lock().await;
-        let links = self.links()?;
+        let links = self.kernel.links()?;
         let mut ours: BTreeSet<String> = keep.iter().map(|uid| tap_name(uid)).collect();
         ours.extend(self.state.lock().guests.values().map(|plugged| plugged.tap.clone()));
         self.load_filter(&links).await?;
@@ -404,18 +393,18 @@ impl Network {
         let _guard = self.routing.lock().await;
         let observed = self.observe();
         let desired = plan::routes(&observed);
-        let links = self.links()?;
+        let links = self.kernel.links()?;
         let present: BTreeMap<Ipv4Net, Hop> =
-            self.netlink.our_routes(&links).await?.into_iter().map(|route| (route.net, route.hop)).collect();
+            self.kernel.our_routes(&links).await?.into_iter().map(|route| (route.net, route.hop)).collect();
         let source = Some(self.settings.node_address);
-        apply_routes(&self.netlink, &links, &present, &desired, observed.complete, source).await
+        apply_routes(&*self.kernel, &links, &present, &desired, observed.complete, source).await
     }
 }
 
 /// Sets and removes routes until the kernel has the desired ones; goes on after a failure and
 /// returns the first.
 pub(crate) async fn apply_routes(
-    netlink: &Netlink,
+    kernel: &dyn Kernel,
     links: &Links,
     present: &BTreeMap<Ipv4Net, Hop>,
     desired: &BTreeMap<Ipv4Net, Hop>,
@@ -435,28 +424,17 @@ pub(crate) async fn apply_routes(
                 None => continue,
             },
         };
-        if let Err(error) = netlink.set_route(net, &target, source).await {
+        if let Err(error) = kernel.set_route(net, target, source).await {
             first_failure.get_or_insert(error);
         }
     }
     for net in remove {
         tracing::debug!(%net, "route removed");
-        if let Err(error) = netlink.remove_route(net).await {
+        if let Err(error) = kernel.remove_route(net).await {
             first_failure.get_or_insert(error);
         }
     }
-    first_failure.map_or(Ok(()), |error| Err(error.into()))
-}
-
-async fn serve_dhcp(tap: String, sockets: dhcp::Sockets, lease: dhcp::Lease) {
-    if let Err(error) = dhcp::serve(sockets, lease).await {
-        tracing::debug!(%tap, %error, "DHCP ended; the tap is gone");
-    }
-}
-
-/// The links of this namespace.
-pub(crate) fn list_links(netlink: &Netlink) -> Result<Links, NetworkError> {
-    netlink.links().map_err(io_failed("list the links"))
+    first_failure.map_or(Ok(()), Err)
 }
 
 fn find(links: &Links, name: &str) -> Result<u32, NetworkError> {
