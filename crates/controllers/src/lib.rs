@@ -47,6 +47,10 @@ pub struct Config {
     pub lease_duration: Duration,
     /// Tag of the `holdfast/*` images, the version of this build.
     pub version: String,
+    /// Source of timestamps.
+    pub clock: Clock,
+    /// Source of everything random.
+    pub entropy: Entropy,
     /// Filled with counters of all controllers; shown by the gateway.
     pub metrics: Metrics,
 }
@@ -57,6 +61,8 @@ impl Default for Config {
             identity: format!("pid-{}", std::process::id()),
             lease_duration: Duration::from_secs(15),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            clock: Clock::Real,
+            entropy: Entropy::real(),
             metrics: Metrics::default(),
         }
     }
@@ -74,10 +80,11 @@ pub async fn run(client: kube::Client, config: Config) -> anyhow::Result<()> {
         identity: config.identity.clone(),
         duration: config.lease_duration,
     };
-    let leader = Leader::new(client.clone(), lease, Clock::Real);
+    let leader = Leader::new(client.clone(), lease, config.clock.clone());
     leader.acquire().await;
     let runtime = assemble(client, &config);
     let lost = tokio::select! {
+        biased;
         lost = leader.hold() => lost,
         () = runtime.run() => "all controllers ended".to_owned(),
     };
@@ -87,7 +94,8 @@ pub async fn run(client: kube::Client, config: Config) -> anyhow::Result<()> {
 
 /// The table of controllers: one line each.
 fn assemble(client: kube::Client, config: &Config) -> Runtime {
-    let mut runtime = Runtime::new(client, Clock::Real, Entropy::real(), config.metrics.clone());
+    let mut runtime =
+        Runtime::new(client, config.clock.clone(), config.entropy.clone(), config.metrics.clone());
     let instance = engine::instance::InstanceController::new(runtime.caches(), config);
     let migration = engine::migration::MigrationController::new(runtime.caches(), config);
     let slots = engine::slots::SlotsController::new(runtime.caches());

@@ -1,13 +1,14 @@
 //! Watched copies of the objects the loops look at, shared by all of them.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::StreamExt as _;
+use holdfast_reconcile::Reconnect;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
@@ -16,36 +17,12 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{Lookup, ObjectRef, Store};
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-
-/// Pause after a failed watch: 50 ms doubling to 1 s. The server is on this machine, and everything
-/// waits for these caches after it restarted.
-#[derive(Debug, Default)]
-struct Reconnect(u32);
-
-impl Iterator for Reconnect {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let pause = Duration::from_millis(50) * 2u32.pow(self.0.min(5));
-        self.0 += 1;
-        Some(pause.min(Duration::from_secs(1)))
-    }
-}
-
-impl Backoff for Reconnect {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
-}
 
 /// State of a cache that its watch task writes and its readers look at.
 #[derive(Debug, Default)]
@@ -65,22 +42,24 @@ impl Link {
     }
 }
 
+/// Namespace (empty for cluster-scoped objects) and name.
+type Key = (String, String);
+
 /// A watched set of objects of one kind.
-pub(crate) struct Cache<K: Lookup + Clone + 'static>
-where
-    K::DynamicType: Hash + Eq + Clone,
-{
-    store: Store<K>,
+pub(crate) struct Cache<K> {
+    objects: Arc<RwLock<BTreeMap<Key, Arc<K>>>>,
     link: Arc<Link>,
 }
 
-impl<K: Lookup + Clone + 'static> Clone for Cache<K>
-where
-    K::DynamicType: Hash + Eq + Clone,
-{
+impl<K> Clone for Cache<K> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), link: self.link.clone() }
+        Self { objects: self.objects.clone(), link: self.link.clone() }
     }
+}
+
+fn key<K: Resource>(object: &K) -> Key {
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
 impl<K> Cache<K>
@@ -91,40 +70,48 @@ where
     /// Starts watching in a task of `tasks`. `slim` removes what no loop reads, to save memory.
     pub(crate) fn start(
         api: Api<K>,
-        kind: K::DynamicType,
         config: watcher::Config,
         tasks: &mut JoinSet<()>,
         slim: fn(&mut K),
     ) -> (Self, tokio::task::AbortHandle) {
-        let writer = Writer::new(kind);
-        let cache = Self { store: writer.as_reader(), link: Arc::new(Link::default()) };
-        let link = cache.link.clone();
-        let task = tasks.spawn(async move {
-            let mut events = watcher(api, config)
-                .backoff(Reconnect::default())
-                .modify(move |object| {
-                    object.meta_mut().managed_fields = None;
-                    slim(object);
-                })
-                .reflect(writer)
-                .boxed();
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
-                    Ok(watcher::Event::InitDone) => {
-                        link.breaks.fetch_add(1, Ordering::Release);
-                        link.ready.send_replace(true);
-                        link.changed();
-                    }
-                    Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) => link.changed(),
-                    Err(error) => {
-                        link.breaks.fetch_add(1, Ordering::Release);
-                        tracing::debug!("watch broken, will reconnect: {error}");
-                    }
+        let cache = Self { objects: Arc::default(), link: Arc::default() };
+        let task = tasks.spawn(cache.clone().follow(api, config, slim));
+        (cache, task)
+    }
+
+    async fn follow(self, api: Api<K>, config: watcher::Config, slim: fn(&mut K)) {
+        let link = &self.link;
+        let mut events = watcher(api, config).backoff(Reconnect::local()).boxed();
+        let mut listed = BTreeMap::new();
+        let small = |mut object: K| {
+            object.meta_mut().managed_fields = None;
+            slim(&mut object);
+            (key(&object), Arc::new(object))
+        };
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Init) => listed.clear(),
+                Ok(watcher::Event::InitApply(object)) => listed.extend([small(object)]),
+                Ok(watcher::Event::InitDone) => {
+                    *self.objects.write() = std::mem::take(&mut listed);
+                    link.breaks.fetch_add(1, Ordering::Release);
+                    link.ready.send_replace(true);
+                    link.changed();
+                }
+                Ok(watcher::Event::Apply(object)) => {
+                    self.objects.write().extend([small(object)]);
+                    link.changed();
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    self.objects.write().remove(&key(&object));
+                    link.changed();
+                }
+                Err(error) => {
+                    link.breaks.fetch_add(1, Ordering::Release);
+                    tracing::debug!("watch broken, will reconnect: {error}");
                 }
             }
-        });
-        (cache, task)
+        }
     }
 
     /// Wakes `notify` on every change.
@@ -150,9 +137,9 @@ where
         self.link.breaks.load(Ordering::Acquire)
     }
 
-    /// All objects, in no particular order.
+    /// All objects, by namespace and name.
     pub(crate) fn all(&self) -> Vec<Arc<K>> {
-        self.store.state()
+        self.objects.read().values().cloned().collect()
     }
 }
 
@@ -172,7 +159,7 @@ where
     K::DynamicType: Hash + Eq + Clone + Debug + Unpin + Send + Sync,
 {
     fn each(&self, show: &mut dyn FnMut(&ObjectMeta)) {
-        self.store.state().iter().for_each(|object| show(object.meta()));
+        self.objects.read().values().for_each(|object| show(object.meta()));
     }
 
     fn is_complete(&self) -> bool {
@@ -188,15 +175,13 @@ impl<K> Cache<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    /// The object of that name; `namespace` is ignored for cluster-scoped kinds.
+    /// The object of that name; cluster-scoped kinds have no namespace.
     pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Option<Arc<K>> {
-        let mut key = ObjectRef::<K>::new(name);
-        key.namespace = namespace.map(str::to_owned);
-        self.store.get(&key)
+        self.objects.read().get(&(namespace.unwrap_or_default().to_owned(), name.to_owned())).cloned()
     }
 
     fn of(client: &Client, tasks: &mut JoinSet<()>, slim: fn(&mut K)) -> Self {
-        Self::start(Api::all(client.clone()), (), watcher::Config::default(), tasks, slim).0
+        Self::start(Api::all(client.clone()), watcher::Config::default(), tasks, slim).0
     }
 }
 
@@ -221,7 +206,6 @@ impl Caches {
             nodes: Cache::of(client, tasks, slim_node),
             node_leases: Cache::start(
                 Api::namespaced(client.clone(), "kube-node-lease"),
-                (),
                 watcher::Config::default(),
                 tasks,
                 |_| {},

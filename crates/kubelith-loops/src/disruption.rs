@@ -125,7 +125,7 @@ impl Pass for Budgets {
         let mut next = IDLE;
         for budget in self.caches.budgets.all() {
             let matching = matching(&budget, &all);
-            let now = Timestamp::now();
+            let now = holdfast_env::now();
             let scale = if needs_scale(&budget) { self.scale(&matching).await? } else { Scale::Known(0) };
             match numbers(&budget, &matching, &scale, now) {
                 Ok(numbers) => {
@@ -269,7 +269,7 @@ impl Budgets {
     async fn reset_targets(&self, all: &[Arc<Pod>]) -> anyhow::Result<()> {
         for pod in all.iter().filter(|p| !pods::is_terminating(p) && !pods::is_finished(p)) {
             let Some(mark) = pods::condition(pod, "DisruptionTarget") else { continue };
-            let age = mark.last_transition_time.as_ref().map(|t| Timestamp::now().duration_since(t.0));
+            let age = mark.last_transition_time.as_ref().map(|t| holdfast_env::now().duration_since(t.0));
             if mark.status == "True" && age.is_none_or(|age| age >= DISRUPTED_FOR) {
                 let condition = pods::condition_patch(pod, "DisruptionTarget", "False", None, None);
                 pods::patch_status(&self.client, pod, json!({"conditions": [condition]})).await?;
@@ -300,7 +300,7 @@ fn condition(budget: &PodDisruptionBudget, status: &str, reason: &str, message: 
         observed_generation: budget.metadata.generation,
         last_transition_time: old
             .filter(|o| o.status == status)
-            .map_or_else(|| Time(Timestamp::now()), |o| o.last_transition_time.clone()),
+            .map_or_else(|| Time(holdfast_env::now()), |o| o.last_transition_time.clone()),
     })
 }
 

@@ -35,6 +35,7 @@ pub(crate) async fn drive<P: Pass>(name: &'static str, wake: Arc<Notify>, settle
             }
         };
         tokio::select! {
+            biased;
             () = wake.notified() => {
                 if !settle.is_zero() {
                     tokio::time::sleep(settle).await;

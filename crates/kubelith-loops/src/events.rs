@@ -1,11 +1,10 @@
 //! Events the loops write: one object per (about, reason, message), counted up when repeated.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use parking_lot::Mutex;
@@ -22,7 +21,7 @@ type Key = (String, &'static str, String);
 #[derive(Clone)]
 pub(crate) struct Recorder {
     client: Client,
-    seen: Arc<Mutex<HashMap<Key, (String, i32)>>>,
+    seen: Arc<Mutex<BTreeMap<Key, (String, i32)>>>,
 }
 
 /// Severity of an event.
@@ -83,7 +82,7 @@ impl Recorder {
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let key = (about.uid.clone().unwrap_or_default(), reason, message.clone());
-        let now = Time(Timestamp::now());
+        let now = Time(holdfast_env::now());
         let earlier = self.seen.lock().get(&key).cloned();
         if let Some((name, count)) = earlier {
             let patch = json!({"count": count + 1, "lastTimestamp": now});
@@ -96,7 +95,8 @@ impl Recorder {
                 Err(error) => return Err(error),
             }
         }
-        let name = format!("{}.{:016x}", about.name.as_deref().unwrap_or("object"), rand::random::<u64>());
+        let name =
+            format!("{}.{:016x}", about.name.as_deref().unwrap_or("object"), holdfast_env::random_u64());
         let event = Event {
             metadata: ObjectMeta { name: Some(name), namespace: Some(namespace), ..ObjectMeta::default() },
             involved_object: about,

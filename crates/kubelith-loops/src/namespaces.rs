@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
@@ -219,7 +218,7 @@ fn conditions(namespace: &Namespace, outcome: &Outcome) -> Option<Vec<Value>> {
     ];
     let have = namespace.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     let mut changed = false;
-    let now = Time(Timestamp::now());
+    let now = Time(holdfast_env::now());
     let conditions = wanted
         .into_iter()
         .map(|(kind, problem, bad, good, fine)| {

@@ -2,17 +2,17 @@
 //! (kubernetes-surface.md §16.2). Nothing is judged by a node's clock, nor while this process could not
 //! have seen a heartbeat.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::cache::Caches;
 use crate::drive::{Pass, drive};
@@ -80,11 +80,11 @@ struct Lifecycle {
     caches: Arc<Caches>,
     recorder: Recorder,
     timers: Timers,
-    heard: HashMap<String, Heard>,
+    heard: BTreeMap<String, Heard>,
     breaks: u64,
     last_pass: Instant,
     last_eviction_mark: Option<Instant>,
-    known: Option<HashSet<String>>,
+    known: Option<BTreeSet<String>>,
 }
 
 /// Runs the node lifecycle for ever.
@@ -96,7 +96,7 @@ pub(crate) async fn run(client: Client, caches: Arc<Caches>, recorder: Recorder,
         caches,
         recorder,
         timers,
-        heard: HashMap::new(),
+        heard: BTreeMap::new(),
         breaks: 0,
         last_pass: Instant::now(),
         last_eviction_mark: None,
@@ -145,7 +145,7 @@ impl Pass for Lifecycle {
 impl Lifecycle {
     /// Events for nodes that came and went since the last pass.
     fn note_membership(&mut self, nodes: &[Arc<Node>]) {
-        let now: HashSet<String> = nodes.iter().map(|n| n.name_any()).collect();
+        let now: BTreeSet<String> = nodes.iter().map(|n| n.name_any()).collect();
         let Some(before) = self.known.replace(now.clone()) else { return };
         for node in nodes.iter().filter(|n| !before.contains(&n.name_any())) {
             let text = format!("Node {0} event: Registered Node {0} in Controller", node.name_any());
@@ -172,7 +172,7 @@ impl Lifecycle {
         let deaf = stalled || breaks != self.breaks;
         self.breaks = breaks;
         self.last_pass = Instant::now();
-        let present: HashSet<String> = nodes.iter().map(|n| n.name_any()).collect();
+        let present: BTreeSet<String> = nodes.iter().map(|n| n.name_any()).collect();
         self.heard.retain(|name, _| present.contains(name));
         for node in nodes {
             let name = node.name_any();
@@ -214,7 +214,7 @@ impl Lifecycle {
     /// Brings the node's own taints in line with its conditions.
     async fn taint(&mut self, node: &Node, ready: &str, zone: ZoneState) -> anyhow::Result<()> {
         let may_mark = self.last_eviction_mark.is_none_or(|at| at.elapsed() >= self.timers.eviction_interval);
-        let now = Time(Timestamp::now());
+        let now = Time(holdfast_env::now());
         let Some((taints, marked)) = wanted_taints(node, ready, zone, may_mark, &now) else {
             return Ok(());
         };
@@ -278,7 +278,7 @@ fn silent_conditions(node: &Node, silent_for: Duration, timers: &Timers) -> Vec<
     if silent_for <= grace {
         return Vec::new();
     }
-    let now = Time(Timestamp::now());
+    let now = Time(holdfast_env::now());
     REPORTED
         .iter()
         .filter(|kind| condition(node, kind).is_none_or(|c| c.status != "Unknown"))
@@ -409,6 +409,7 @@ fn is_ours(taint: &Taint) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::jiff::Timestamp;
     use serde_json::Value;
 
     fn node(value: Value) -> Node {

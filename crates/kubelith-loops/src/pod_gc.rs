@@ -1,14 +1,15 @@
 //! Pod garbage collection (kubernetes-surface.md §16.3): pods nobody will ever finish are failed and
 //! removed. Only for objects: what a removed pod's process does is the node runtime's business.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::PodGcTimers;
 use crate::cache::Caches;
@@ -22,12 +23,12 @@ struct Collector {
     caches: Arc<Caches>,
     timers: PodGcTimers,
     /// When a node named by a pod was first found absent.
-    absent_since: HashMap<String, Instant>,
+    absent_since: BTreeMap<String, Instant>,
 }
 
 /// Runs pod garbage collection for ever.
 pub(crate) async fn run(client: Client, caches: Arc<Caches>, timers: PodGcTimers) {
-    let collector = Collector { client, caches, timers, absent_since: HashMap::new() };
+    let collector = Collector { client, caches, timers, absent_since: BTreeMap::new() };
     drive("pod-gc", Arc::new(Notify::new()), Duration::ZERO, collector).await;
 }
 

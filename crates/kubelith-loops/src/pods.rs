@@ -1,7 +1,6 @@
 //! Questions every loop asks about pods, and the two writes they share.
 
 use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
-use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
@@ -97,7 +96,7 @@ pub(crate) fn condition_patch(
     let mut value = json!({"type": kind, "status": status});
     if old.is_none_or(|old| old.status != status) {
         value["lastTransitionTime"] =
-            json!(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()));
+            json!(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(holdfast_env::now()));
     }
     if let Some(reason) = reason {
         value["reason"] = json!(reason);

@@ -87,7 +87,7 @@ pub(crate) async fn run_root_ca(client: Client, caches: Arc<Caches>, pem: String
     let wake = Arc::new(Notify::new());
     let mut tasks = JoinSet::new();
     let config = watcher::Config::default().fields(&format!("metadata.name={ROOT_CA}"));
-    let (published, _) = Cache::start(Api::<ConfigMap>::all(client.clone()), (), config, &mut tasks, |_| {});
+    let (published, _) = Cache::start(Api::<ConfigMap>::all(client.clone()), config, &mut tasks, |_| {});
     published.wakes(&wake);
     caches.namespaces.wakes(&wake);
     let publisher = RootCa { client, caches, published, pem };
@@ -147,7 +147,7 @@ impl Pass for EventTtl {
     async fn pass(&mut self) -> anyhow::Result<Duration> {
         let all: Api<Event> = Api::all(self.client.clone());
         let ttl = SignedDuration::try_from(self.ttl)?;
-        let now = Timestamp::now();
+        let now = holdfast_env::now();
         let mut page = ListParams::default().limit(500);
         loop {
             let events = all.list(&page).await?;

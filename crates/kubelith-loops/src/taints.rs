@@ -1,7 +1,7 @@
 //! Taint eviction: pods that do not tolerate a NoExecute taint of their node are deleted, after their
 //! toleration's time (kubernetes-surface.md §16.2).
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ struct Eviction {
     caches: Arc<Caches>,
     recorder: Recorder,
     /// When a taint without a time was first seen: (node uid, key, effect).
-    first_seen: HashMap<(String, String), Timestamp>,
+    first_seen: BTreeMap<(String, String), Timestamp>,
     /// Pods with a deadline in the future, by uid.
-    scheduled: HashMap<String, Arc<Pod>>,
+    scheduled: BTreeMap<String, Arc<Pod>>,
 }
 
 /// Runs taint eviction for ever.
@@ -35,7 +35,7 @@ pub(crate) async fn run(client: Client, caches: Arc<Caches>, recorder: Recorder)
     caches.nodes.wakes(&wake);
     caches.pods.wakes(&wake);
     let eviction =
-        Eviction { client, caches, recorder, first_seen: HashMap::new(), scheduled: HashMap::new() };
+        Eviction { client, caches, recorder, first_seen: BTreeMap::new(), scheduled: BTreeMap::new() };
     drive(COMPONENT, wake, Duration::from_millis(20), eviction).await;
 }
 
@@ -59,9 +59,9 @@ impl Pass for Eviction {
     async fn pass(&mut self) -> anyhow::Result<Duration> {
         self.caches.nodes.ready().await?;
         self.caches.pods.ready().await?;
-        let now = Timestamp::now();
+        let now = holdfast_env::now();
         let tainted = self.tainted(now);
-        let mut scheduled = HashMap::new();
+        let mut scheduled = BTreeMap::new();
         let mut next = IDLE;
         for pod in self.caches.pods.all() {
             let Some(taints) = pods::node_name(&pod).and_then(|node| tainted.get(node)) else { continue };
@@ -103,9 +103,9 @@ impl Pass for Eviction {
 
 impl Eviction {
     /// NoExecute taints of each node with the instant each counts from.
-    fn tainted(&mut self, now: Timestamp) -> HashMap<String, Vec<(Taint, Timestamp)>> {
-        let mut tainted = HashMap::new();
-        let mut seen = HashMap::new();
+    fn tainted(&mut self, now: Timestamp) -> BTreeMap<String, Vec<(Taint, Timestamp)>> {
+        let mut tainted = BTreeMap::new();
+        let mut seen = BTreeMap::new();
         for node in self.caches.nodes.all() {
             let taints = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
             let mut list = Vec::new();

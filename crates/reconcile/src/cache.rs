@@ -20,6 +20,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use crate::Reconnect;
+
 /// Namespace and name; the namespace is empty for cluster-scoped objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
@@ -240,7 +242,7 @@ impl<K: Kind> Cache<K> {
     async fn follow(self: Arc<Self>, client: Client) {
         let api: Api<K> = Api::all(client);
         let config = watcher::Config::default().any_semantic();
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = watcher(api, config).backoff(Reconnect::remote()).boxed();
         let mut listed = Vec::new();
         while let Some(event) = events.next().await {
             match event {

@@ -31,6 +31,7 @@ pub mod lease;
 mod metrics;
 mod plan;
 mod queue;
+mod reconnect;
 mod run;
 
 pub use cache::{Cache, Caches, Key};
@@ -40,4 +41,5 @@ pub use metrics::Metrics;
 pub use plan::{
     Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref, Why, controller_of, owner_reference,
 };
+pub use reconnect::Reconnect;
 pub use run::{Controller, Pass, Runtime, Watches};

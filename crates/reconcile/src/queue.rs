@@ -74,6 +74,7 @@ impl Queue {
             };
             match next_timer {
                 Some(at) => tokio::select! {
+                    biased;
                     () = self.changed.notified() => {}
                     () = clock.sleep_until(at) => {}
                 },

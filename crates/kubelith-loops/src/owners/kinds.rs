@@ -55,7 +55,7 @@ impl Kinds {
         });
         let wake = Arc::new(Notify::new());
         let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
-        let (definitions, _) = Cache::start(definitions, (), watcher::Config::default(), tasks, |meta| {
+        let (definitions, _) = Cache::start(definitions, watcher::Config::default(), tasks, |meta| {
             meta.metadata.annotations = None;
         });
         definitions.wakes(&wake);
@@ -91,6 +91,7 @@ impl Kinds {
                 }
             };
             tokio::select! {
+                biased;
                 () = wake.notified() => tokio::time::sleep(Duration::from_millis(100)).await,
                 () = tokio::time::sleep(pause) => {}
             }
@@ -122,7 +123,7 @@ impl Kinds {
             } else if !is_event(&kind.resource) {
                 let api: Api<Meta> = Api::all_with(self.client.clone(), &kind.resource);
                 let config = watcher::Config::default();
-                let (cache, handle) = Cache::start(api, kind.resource.clone(), config, watches, slim);
+                let (cache, handle) = Cache::start(api, config, watches, slim);
                 kind.cache = Some(Arc::new(cache));
                 task = Some(handle);
             }
@@ -153,7 +154,7 @@ pub(crate) async fn discover(client: &Client) -> kube::Result<Vec<Kind>> {
         Err(_) => Discovery::new(client.clone()).run().await?,
     };
     let mut kinds = Vec::new();
-    for group in discovery.groups() {
+    for group in discovery.groups_alphabetical() {
         for (resource, capabilities) in group.recommended_resources() {
             let can = |verb: &str| capabilities.supports_operation(verb);
             if !(can(verbs::LIST) && can(verbs::WATCH) && can(verbs::DELETE)) {
@@ -171,5 +172,7 @@ pub(crate) async fn discover(client: &Client) -> kube::Result<Vec<Kind>> {
             });
         }
     }
+    // The order must not depend on the hash maps of discovery: watches start and namespaces empty in it.
+    kinds.sort_by_key(Kind::key);
     Ok(kinds)
 }

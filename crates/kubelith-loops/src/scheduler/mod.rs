@@ -4,9 +4,9 @@
 //! `scores` compares), this file the loop: it takes waiting pods by priority, assumes its own bindings
 //! until the cache shows them, and binds without holding up the next pod.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Patch, PatchParams, PostParams};
@@ -14,6 +14,7 @@ use kube::core::response::Status;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use crate::cache::Caches;
 use crate::drive::{Pass, drive};
@@ -92,8 +93,8 @@ struct Scheduler {
     caches: Arc<Caches>,
     recorder: Recorder,
     wake: Arc<Notify>,
-    assumed: HashMap<String, Assumed>,
-    tried: HashMap<String, Tried>,
+    assumed: BTreeMap<String, Assumed>,
+    tried: BTreeMap<String, Tried>,
     /// Where bindings in flight report.
     report: mpsc::UnboundedSender<Outcome>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
@@ -114,8 +115,8 @@ pub(crate) async fn run(client: Client, caches: Arc<Caches>, recorder: Recorder)
         caches,
         recorder,
         wake: wake.clone(),
-        assumed: HashMap::new(),
-        tried: HashMap::new(),
+        assumed: BTreeMap::new(),
+        tried: BTreeMap::new(),
         report,
         outcomes,
     };
@@ -199,7 +200,7 @@ impl Scheduler {
             }
         }
         let now = Instant::now();
-        let shown: HashMap<&str, &Arc<Pod>> =
+        let shown: BTreeMap<&str, &Arc<Pod>> =
             all.iter().filter_map(|p| Some((p.metadata.uid.as_deref()?, p))).collect();
         self.assumed.retain(|uid, assumed| match shown.get(uid.as_str()) {
             Some(pod) => pods::node_name(pod).is_none() && now - assumed.since < ASSUMED_MAX,
@@ -241,7 +242,7 @@ impl Scheduler {
         cluster: &mut Cluster,
         world: u64,
     ) -> anyhow::Result<Duration> {
-        match place(pod, cluster, rand::random()) {
+        match place(pod, cluster, holdfast_env::random_u64()) {
             Verdict::Node { name, claims } if claims.is_empty() => {
                 self.tried.remove(&uid(pod));
                 cluster.put(&name, pod.clone());

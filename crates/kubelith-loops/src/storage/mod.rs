@@ -2,7 +2,7 @@
 //! released ones are reclaimed, and protection finalizers go when nobody uses an object any more
 //! (kubernetes-surface.md §16.7). `plan` decides, `provision` touches directories.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ struct Binder {
     storage: Option<Storage>,
     classes_ensured: bool,
     /// What was last told about a waiting claim, by uid.
-    explained: HashMap<String, (&'static str, String)>,
+    explained: BTreeMap<String, (&'static str, String)>,
 }
 
 /// Runs the volume loop for ever.
@@ -67,7 +67,7 @@ pub(crate) async fn run(client: Client, caches: Arc<Caches>, recorder: Recorder,
     caches.pods.wakes(&wake);
     caches.nodes.wakes(&wake);
     let binder =
-        Binder { client, caches, recorder, storage, classes_ensured: false, explained: HashMap::new() };
+        Binder { client, caches, recorder, storage, classes_ensured: false, explained: BTreeMap::new() };
     drive("persistentvolume-binder", wake, Duration::ZERO, binder).await;
 }
 

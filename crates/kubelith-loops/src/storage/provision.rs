@@ -136,9 +136,23 @@ fn local_directory(storage: &Storage, node: &str) -> anyhow::Result<PathBuf> {
 
 async fn make_directory(path: &Path) -> anyhow::Result<()> {
     let context = || format!("making the volume directory {}", path.display());
-    tokio::fs::create_dir_all(path).await.with_context(context)?;
-    let open = std::fs::Permissions::from_mode(0o777);
-    tokio::fs::set_permissions(path, open).await.with_context(context)
+    let at = path.to_owned();
+    let make = move || {
+        std::fs::create_dir_all(&at)?;
+        std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o777))
+    };
+    aside(make).await.with_context(context)
+}
+
+/// Does file work on a thread for that, as removing a large file takes long. A simulation has one thread
+/// and waits for it.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    if holdfast_env::simulated() {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }
 
 /// A single, ordinary path component.
@@ -167,7 +181,8 @@ pub(crate) async fn remove(storage: &Storage, volume: &PersistentVolume) -> anyh
         "volume {name} is at {path}, not at {}; its data is left alone, remove volume and data by hand",
         expected.display()
     );
-    match tokio::fs::remove_dir_all(&expected).await {
+    let at = expected.clone();
+    match aside(move || std::fs::remove_dir_all(&at)).await {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => {
