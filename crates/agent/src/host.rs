@@ -85,6 +85,9 @@ pub trait Host: Debug + Send + Sync {
     /// What executes guest code here.
     fn accelerator(&self, choice: AcceleratorChoice) -> Found;
 
+    /// Version of the QEMU that launchers of this node start, `10.0.2`.
+    fn qemu_version(&self) -> BoxFuture<'_, io::Result<String>>;
+
     /// Each message says: the agent shall stop. Asked for once.
     ///
     /// # Errors
@@ -101,6 +104,9 @@ pub trait Host: Debug + Send + Sync {
         Box::pin(tokio::time::sleep(look.pause()))
     }
 }
+
+/// QEMU of this node, as launchers find it on their path.
+const QEMU: &str = "qemu-system-x86_64";
 
 /// The machine this process runs on.
 #[derive(Clone, Debug)]
@@ -131,6 +137,14 @@ impl Host for System {
 
     fn accelerator(&self, choice: AcceleratorChoice) -> Found {
         accelerator::find(choice)
+    }
+
+    fn qemu_version(&self) -> BoxFuture<'_, io::Result<String>> {
+        Box::pin(async {
+            let found =
+                tokio::task::spawn_blocking(|| holdfast_hypervisor::qemu::installed_version(QEMU.as_ref()));
+            found.await.map_err(io::Error::other)?
+        })
     }
 
     fn terminations(&self) -> io::Result<mpsc::UnboundedReceiver<()>> {

@@ -65,7 +65,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (gate_sender, gate) = watch::channel(false);
     let lease = fence::keep(config.client.clone(), config.node.clone(), config.boot_id.clone(), gate_sender);
     tokio::spawn(lease);
-    tokio::spawn(node::keep_labels(cluster.clone(), config.node.clone(), found.accelerator));
+    tokio::spawn(node::keep_labels(cluster.clone(), config.node.clone(), found.accelerator, outside.host));
     let agent = Arc::new(NodeAgent::new(config, cluster, network, found.accelerator, gate));
     tokio::spawn(routes::keep(agent.clone()));
     tokio::spawn(remove_leftovers(agent.clone()));

@@ -302,6 +302,10 @@ impl Host for NodeHost {
         Found { accelerator: Accelerator::Tcg, why: "machines are modelled".to_owned() }
     }
 
+    fn qemu_version(&self) -> BoxFuture<'_, io::Result<String>> {
+        Box::pin(async { Ok("10.0.2".to_owned()) })
+    }
+
     fn terminations(&self) -> io::Result<mpsc::UnboundedReceiver<()>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.0.lock().agent = Some(sender);

@@ -3,6 +3,7 @@
 //! §5.3).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_api::names::label;
@@ -13,15 +14,13 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use crate::cluster::{Cluster, FIELD_MANAGER};
+use crate::host::Host;
 
 /// Label with the node's accelerator: `kvm` or `tcg`.
 pub const ACCELERATOR: &str = "internal.virtualization.deckhouse.io/accelerator";
 
 /// Label with the version of the node's QEMU: machine types up to it can run here.
 pub const QEMU_VERSION: &str = "internal.virtualization.deckhouse.io/qemu-version";
-
-/// QEMU of this node, as launchers find it on their path.
-const QEMU: &str = "qemu-system-x86_64";
 
 /// Models that QEMU's translator has with all their features (hypervisor.md §6).
 const TCG_MODELS: &[&str] = &[
@@ -73,15 +72,13 @@ pub fn labels(accelerator: Accelerator, qemu: Option<&str>) -> BTreeMap<String, 
 }
 
 /// Keeps the labels on the Node, also when it is deleted and registers again.
-pub async fn keep_labels(cluster: Cluster, node: String, accelerator: Accelerator) {
-    let found = tokio::task::spawn_blocking(|| holdfast_hypervisor::qemu::installed_version(QEMU.as_ref()));
-    let qemu = match found.await {
-        Ok(Ok(version)) => Some(version),
-        Ok(Err(error)) => {
+pub async fn keep_labels(cluster: Cluster, node: String, accelerator: Accelerator, host: Arc<dyn Host>) {
+    let qemu = match host.qemu_version().await {
+        Ok(version) => Some(version),
+        Err(error) => {
             tracing::warn!(%node, %error, "the version of QEMU is not known and not published");
             None
         }
-        Err(_) => None,
     };
     let wanted = labels(accelerator, qemu.as_deref());
     let api: Api<Node> = Api::all(cluster.client.clone());

@@ -37,6 +37,9 @@ pub async fn run<H: Hypervisor>(config: Config, hypervisor: H) -> io::Result<Opt
         }
     });
     let driver = Driver::new(config, hypervisor, inbox.clone());
-    tokio::spawn(server::serve(sockets.bind_frames(&socket)?, inbox));
-    Ok(driver.run(messages).await)
+    let server = tokio::spawn(server::serve(sockets.bind_frames(&socket)?, inbox));
+    let record = driver.run(messages).await;
+    // Whoever looks must not find a listener without a launcher, however long this process stays.
+    server.abort();
+    Ok(record)
 }
