@@ -4,7 +4,7 @@
 //! enums break between QEMU versions (spec hypervisor.md §9). A reader task routes replies by id and
 //! events to one receiver. End of file, `ECONNRESET` and `EPIPE` mean the same thing: QEMU is gone.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -100,7 +100,7 @@ impl std::str::FromStr for QemuVersion {
     }
 }
 
-type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Value, (String, String)>>>>>>;
+type Waiting = Arc<Mutex<Option<BTreeMap<u64, oneshot::Sender<Result<Value, (String, String)>>>>>>;
 
 /// A connected, negotiated monitor. Clones share the connection.
 #[derive(Clone)]
@@ -160,7 +160,7 @@ impl Qmp {
         let greeting: Greeting = serde_json::from_slice(&read_line(&mut read).await?)?;
         let oob = greeting.qmp.capabilities.iter().any(|c| c == "oob");
         let version = greeting.qmp.version.qemu;
-        let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
+        let waiting: Waiting = Arc::new(Mutex::new(Some(BTreeMap::new())));
         let (events_tx, events_rx) = mpsc::unbounded_channel();
         let qmp = Qmp {
             writer: Arc::new(tokio::sync::Mutex::new(write)),
