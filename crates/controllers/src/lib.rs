@@ -6,7 +6,7 @@
 //! | `migration` | Migration; `Instance.status.migration` | Instance, target pods | `engine/migration` |
 //! | `slots` | Migration: slot and hand-off | all Migrations, target pods, Node | `engine/slots` |
 //! | `evacuation` | Instance: evacuation rows | VirtualMachine, vmop, Migration, Node | `evacuation` |
-//! | `placement` | none, creates vmops | Instance, VirtualMachine, vmop, Node | `placement_update` |
+//! | `placement` | none, creates vmops | Instance, VirtualMachine, vmop, Node, Pod, Namespace | `placement_update` |
 //! | `vmclass` | VirtualMachineClass | Node, VirtualMachine | `vmclass` |
 //! | `vd` | VirtualDisk | claims, importer pods, images, StorageClass, VirtualMachine | `vd`, `import` |
 //! | `vi`, `cvi` | VirtualImage, ClusterVirtualImage | as `vd`, and volumes | `image`, `import` |
@@ -23,6 +23,7 @@ pub mod evacuation;
 pub mod fronts;
 pub mod image;
 pub mod import;
+pub mod operations;
 pub mod placement_update;
 pub mod vd;
 pub mod vmclass;

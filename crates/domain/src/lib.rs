@@ -12,6 +12,7 @@ pub mod exit;
 pub mod identity;
 pub mod launcher;
 pub mod migration;
+pub mod neighbours;
 pub mod placement;
 pub mod power;
 pub mod sizing;

@@ -77,6 +77,19 @@ pub fn allowed_for_policy(operation: VmopType, policy: RunPolicy) -> bool {
     }
 }
 
+/// Whether a new operation overtakes one that is not finished (migration-and-maintenance.md §1.4).
+/// Both are given as type and force.
+#[must_use]
+pub fn supersedes(new: (VmopType, bool), unfinished: (VmopType, bool)) -> bool {
+    let ends = matches!(new.0, VmopType::Stop | VmopType::Restart);
+    match unfinished {
+        (VmopType::Start, _) => new.0 == VmopType::Stop,
+        (VmopType::Stop | VmopType::Restart, false) => ends && new.1,
+        (VmopType::Stop | VmopType::Restart, true) => false,
+        (VmopType::Evict | VmopType::Migrate, _) => ends,
+    }
+}
+
 /// Whether an operation fits a phase of the VM.
 #[must_use]
 pub fn allowed_in_phase(operation: VmopType, phase: VmPhase, force: bool) -> bool {
@@ -156,6 +169,34 @@ mod tests {
             assert_eq!(allowed_for_policy(operation, RunPolicy::AlwaysOnUnlessStoppedManually), aousm);
             assert_eq!(allowed_for_policy(operation, RunPolicy::Manual), manual);
             assert_eq!(allowed_for_policy(operation, RunPolicy::AlwaysOff), off);
+        }
+    }
+
+    #[test]
+    fn which_operation_overtakes_which() {
+        use VmopType::{Evict, Migrate, Restart, Start, Stop};
+        let all = [
+            (Start, false),
+            (Stop, false),
+            (Stop, true),
+            (Restart, false),
+            (Restart, true),
+            (Evict, false),
+            (Migrate, true),
+        ];
+        for (unfinished, by) in [
+            ((Start, false), &[(Stop, false), (Stop, true)][..]),
+            ((Stop, false), &[(Stop, true), (Restart, true)]),
+            ((Stop, true), &[]),
+            ((Restart, false), &[(Stop, true), (Restart, true)]),
+            ((Restart, true), &[]),
+            ((Evict, false), &[(Stop, false), (Stop, true), (Restart, false), (Restart, true)]),
+            ((Evict, true), &[(Stop, false), (Stop, true), (Restart, false), (Restart, true)]),
+            ((Migrate, true), &[(Stop, false), (Stop, true), (Restart, false), (Restart, true)]),
+        ] {
+            for new in all {
+                assert_eq!(supersedes(new, unfinished), by.contains(&new), "{new:?} after {unfinished:?}");
+            }
         }
     }
 

@@ -9,5 +9,5 @@
 mod observe;
 mod plan;
 
-pub use observe::{EvacuationController, Observed, Operation};
+pub use observe::{EvacuationController, Observed};
 pub use plan::plan;

@@ -1,33 +1,28 @@
 //! The plan for one Instance. Pure.
 
-use std::collections::BTreeMap;
-
+use holdfast_api::Time;
 use holdfast_api::engine::{EvacuationFailures, Instance, InstanceState, InstanceStatus};
-use holdfast_api::names::{annotation, finalizer, label, object};
+use holdfast_api::names::{annotation, finalizer, object};
 use holdfast_api::vm::VmPhase;
-use holdfast_api::vmop::{Completed, VirtualMachineOperationSpec, VmopPhase, VmopType};
-use holdfast_api::{Time, VirtualMachine, VirtualMachineOperation};
+use holdfast_api::vmop::{Completed, VmopPhase};
 use holdfast_domain::{backoff, eviction};
-use holdfast_env::derived_name;
-use holdfast_reconcile::{Create, Effect, NoteKind, Patch, Plan, Ref};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use holdfast_reconcile::{Effect, NoteKind, Patch, Plan, Ref};
 use serde_json::json;
 
-use super::observe::{Observed, Operation};
+use super::observe::Observed;
+use crate::operations::{self, Operation};
 
 /// Annotation on an Instance: the marked node was seen cordoned. Its uncordon takes the mark back;
 /// an eviction on a node that never was cordoned is no drain and stays.
 const CORDONED: &str = "internal.virtualization.deckhouse.io/evacuation-cordoned";
 /// Value of `status.evacuationSource` for marks of the rebalancer: an uncordon leaves them.
 const SOURCE_REBALANCE: &str = "Rebalance";
-/// How many names are looked at for the next operation.
-const NAMES: u64 = 64;
 
 /// The next step; an Instance that needs nothing yields an empty plan.
 #[must_use]
 pub fn plan(o: &Observed) -> Plan {
     let mut plan = Plan::default();
-    let old = o.instance.status.clone().unwrap_or_default();
+    let old = o.machine.instance.status.clone().unwrap_or_default();
     let mut new = old.clone();
     settle_finished(&mut plan, o, &mut new);
     let cancelled = settle_deleted(&mut plan, o);
@@ -36,15 +31,15 @@ pub fn plan(o: &Observed) -> Plan {
         Decision::Unmarked(why) => {
             plan.because(why);
             new.evacuation_failures = None;
-            forget_cordon(&mut plan, &o.instance);
+            forget_cordon(&mut plan, &o.machine.instance);
         }
         Decision::TakeBack(why) => {
             plan.because(why);
             new.evacuation_node_name = None;
             new.evacuation_source = None;
             new.evacuation_failures = None;
-            forget_cordon(&mut plan, &o.instance);
-            call_off(&mut plan, o);
+            forget_cordon(&mut plan, &o.machine.instance);
+            operations::call_off(&mut plan, &o.machine.operations, annotation::EVACUATION);
         }
         Decision::Wait(why) => {
             plan.because(why);
@@ -55,7 +50,7 @@ pub fn plan(o: &Observed) -> Plan {
             evacuate(&mut plan, o, &new);
         }
     }
-    plan.set_status(&*o.instance, o.instance.status.as_ref(), &new);
+    plan.set_status(&*o.machine.instance, o.machine.instance.status.as_ref(), &new);
     plan
 }
 
@@ -82,38 +77,33 @@ fn decide(o: &Observed, status: &InstanceStatus, cancelled: bool) -> Decision {
     if status.node.as_deref().is_some_and(|node| node != mark) {
         return Decision::TakeBack("the VM has left the node");
     }
-    let seen_cordoned = annotation_of(&o.instance) == Some(mark);
+    let seen_cordoned = annotation_of(&o.machine.instance) == Some(mark);
     let rebalancing = status.evacuation_source.as_deref() == Some(SOURCE_REBALANCE);
     if seen_cordoned && !rebalancing && o.cordoned == Some(false) {
         return Decision::TakeBack("the node is uncordoned");
     }
-    let Some(vm) = &o.vm else { return Decision::Wait("no VM of this front") };
+    let Some(vm) = &o.machine.vm else { return Decision::Wait("no VM of this front") };
     if vm.metadata.deletion_timestamp.is_some() {
         return Decision::Wait("the VM is being deleted");
     }
     let phase = vm.status.as_ref().and_then(|status| status.phase);
-    if o.operations.iter().any(|op| !is_final(op) && op.object.spec.type_.is_migration()) {
+    if o.machine.operations.iter().any(|op| !op.is_final() && op.object.spec.type_.is_migration()) {
         return Decision::Wait("a migration is under way");
     }
     if phase != Some(VmPhase::Running) || status.state != Some(InstanceState::Running) {
         return Decision::Wait("the VM is not running");
     }
-    if eviction::migratable(&o.instance).is_err() {
+    if eviction::migratable(&o.machine.instance).is_err() {
         return Decision::Wait("the VM cannot be moved");
     }
-    if o.operations.iter().any(|op| !is_final(op)) {
+    if o.machine.operations.iter().any(|op| !op.is_final()) {
         return Decision::Wait("another operation is under way");
     }
     Decision::Evacuate
 }
 
-fn is_final(operation: &Operation) -> bool {
-    operation.object.status.as_ref().is_some_and(|status| status.phase.is_final())
-}
-
 fn is_evacuation(operation: &Operation) -> bool {
-    let annotations = operation.object.metadata.annotations.as_ref();
-    annotations.and_then(|all| all.get(annotation::EVACUATION)).is_some_and(|value| value == "true")
+    operation.is_marked(annotation::EVACUATION)
 }
 
 fn is_held(operation: &Operation) -> bool {
@@ -123,7 +113,9 @@ fn is_held(operation: &Operation) -> bool {
 
 /// Finished evacuations are counted once (their finalizer says whether they were) and let go.
 fn settle_finished(plan: &mut Plan, o: &Observed, new: &mut InstanceStatus) {
-    for operation in o.operations.iter().filter(|op| is_evacuation(op) && is_held(op) && is_final(op)) {
+    for operation in
+        o.machine.operations.iter().filter(|op| is_evacuation(op) && is_held(op) && op.is_final())
+    {
         let status = operation.object.status.clone().unwrap_or_default();
         let completed = holdfast_api::condition::find(
             &status.conditions,
@@ -135,7 +127,7 @@ fn settle_finished(plan: &mut Plan, o: &Observed, new: &mut InstanceStatus) {
             let failures = new.evacuation_failures.clone().unwrap_or_default();
             let count = failures.count + 1;
             new.evacuation_failures = Some(EvacuationFailures { count, last_at: Some(Time(failed_at)) });
-            if let Some(vm) = &o.vm {
+            if let Some(vm) = &o.machine.vm {
                 let delay = backoff::evacuation_delay_s(count);
                 let text = format!(
                     "Evacuation failed {count} times in a row; the next one is tried after {delay} s."
@@ -152,7 +144,9 @@ fn settle_finished(plan: &mut Plan, o: &Observed, new: &mut InstanceStatus) {
 /// An unfinished evacuation that somebody deletes is let go; `true` if there is one.
 fn settle_deleted(plan: &mut Plan, o: &Observed) -> bool {
     let mut found = false;
-    for operation in o.operations.iter().filter(|op| is_evacuation(op) && is_held(op) && !is_final(op)) {
+    for operation in
+        o.machine.operations.iter().filter(|op| is_evacuation(op) && is_held(op) && !op.is_final())
+    {
         if operation.object.metadata.deletion_timestamp.is_some() {
             found = true;
             if let Some(patch) = Patch::remove_finalizer(&*operation.object, finalizer::VMOP_EVACUATION) {
@@ -161,15 +155,6 @@ fn settle_deleted(plan: &mut Plan, o: &Observed) -> bool {
         }
     }
     found
-}
-
-/// Deletes evacuations that have not begun to copy; those that have finish.
-fn call_off(plan: &mut Plan, o: &Observed) {
-    for operation in o.operations.iter().filter(|op| is_evacuation(op) && !is_final(op) && !op.copying) {
-        if operation.object.metadata.deletion_timestamp.is_none() {
-            plan.then(Effect::delete(&*operation.object));
-        }
-    }
 }
 
 fn annotation_of(instance: &Instance) -> Option<&str> {
@@ -183,8 +168,8 @@ fn annotate(instance: &Instance, value: Option<&str>) -> Patch {
 
 fn remember_cordon(plan: &mut Plan, o: &Observed, status: &InstanceStatus) {
     let mark = status.evacuation_node_name.as_deref();
-    if o.cordoned == Some(true) && mark.is_some() && annotation_of(&o.instance) != mark {
-        plan.then(annotate(&o.instance, mark));
+    if o.cordoned == Some(true) && mark.is_some() && annotation_of(&o.machine.instance) != mark {
+        plan.then(annotate(&o.machine.instance, mark));
     }
 }
 
@@ -196,7 +181,7 @@ fn forget_cordon(plan: &mut Plan, instance: &Instance) {
 
 /// Creates the next operation, or waits for its time.
 fn evacuate(plan: &mut Plan, o: &Observed, status: &InstanceStatus) {
-    let Some(vm) = &o.vm else { return };
+    let Some(vm) = &o.machine.vm else { return };
     let failures = status.evacuation_failures.clone().unwrap_or_default();
     if let Some(Time(last)) = failures.last_at {
         let due = backoff::after(last, backoff::evacuation_delay_s(failures.count));
@@ -207,43 +192,18 @@ fn evacuate(plan: &mut Plan, o: &Observed, status: &InstanceStatus) {
         }
     }
     plan.because(format!("evacuation after {} failures", failures.count));
-    if let Some(operation) = operation(o, vm, status) {
-        plan.then(Create::of(&operation).identified_by(&[label::VM_UID]));
-    }
-}
-
-/// Named after the VM and the first attempt whose name is free: a repeated creation after a crash
-/// meets its own object, a new attempt never an old one.
-fn operation(o: &Observed, vm: &VirtualMachine, status: &InstanceStatus) -> Option<VirtualMachineOperation> {
-    let uid = vm.metadata.uid.clone()?;
-    let prefix = object::EVACUATION_PREFIX.trim_end_matches('-');
-    let taken = |name: &String| o.operations.iter().any(|op| op.object.metadata.name.as_ref() == Some(name));
-    let name = (0..NAMES)
-        .map(|attempt| derived_name(prefix, &uid, "evacuation", attempt))
-        .find(|name| !taken(name))?;
-    let spec = VirtualMachineOperationSpec {
-        type_: VmopType::Evict,
-        virtual_machine_name: vm.metadata.name.clone()?,
-        force: None,
-        migrate: None,
-    };
     let cause = match status.evacuation_source.as_deref() {
         Some(SOURCE_REBALANCE) => "rebalance",
         Some(_) | None => "drain",
     };
-    let annotations = BTreeMap::from([
-        (annotation::EVACUATION.to_owned(), "true".to_owned()),
-        (annotation::EVACUATION_CAUSE.to_owned(), cause.to_owned()),
-    ]);
-    let mut operation = VirtualMachineOperation::new(&name, spec);
-    operation.metadata = ObjectMeta {
-        namespace: vm.metadata.namespace.clone(),
-        labels: Some([(label::VM_UID.to_owned(), uid)].into()),
-        annotations: Some(annotations),
-        finalizers: Some(vec![finalizer::VMOP_CLEANUP.to_owned(), finalizer::VMOP_EVACUATION.to_owned()]),
-        ..operation.metadata
-    };
-    Some(operation)
+    let marks = [(annotation::EVACUATION, "true"), (annotation::EVACUATION_CAUSE, cause)];
+    let held_by = [finalizer::VMOP_EVACUATION];
+    let known = &o.machine.operations;
+    if let Some(create) =
+        operations::evict(vm, known, object::EVACUATION_PREFIX, "evacuation", &marks, &held_by)
+    {
+        plan.then(create);
+    }
 }
 
 #[cfg(test)]

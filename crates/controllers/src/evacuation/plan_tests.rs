@@ -2,11 +2,13 @@ use std::sync::Arc;
 
 use holdfast_api::engine::{Disk, InstanceSpec};
 use holdfast_api::vm::{VirtualMachineSpec, VirtualMachineStatus};
-use holdfast_api::vmop::VirtualMachineOperationStatus;
+use holdfast_api::vmop::{VirtualMachineOperationStatus, VmopType};
+use holdfast_api::{VirtualMachine, VirtualMachineOperation};
 use holdfast_env::Timestamp;
 use holdfast_reconcile::Conditions;
 
 use super::*;
+use crate::operations::Machine;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -33,9 +35,7 @@ fn observed() -> Observed {
         Some(VirtualMachineStatus { phase: Some(VmPhase::Running), ..VirtualMachineStatus::default() });
     Observed {
         now: at(0),
-        instance: Arc::new(instance),
-        vm: Some(Arc::new(vm)),
-        operations: Vec::new(),
+        machine: Machine { instance: Arc::new(instance), vm: Some(Arc::new(vm)), operations: Vec::new() },
         cordoned: Some(true),
     }
 }
@@ -57,7 +57,7 @@ fn merge(into: &mut serde_json::Value, patch: &serde_json::Value) {
 
 fn settle(o: &mut Observed) -> Plan {
     let plan = plan(o);
-    let mut instance = serde_json::to_value(&*o.instance).unwrap();
+    let mut instance = serde_json::to_value(&*o.machine.instance).unwrap();
     if let Some(status) = &plan.status {
         merge(&mut instance, &status.body);
     }
@@ -66,12 +66,14 @@ fn settle(o: &mut Observed) -> Plan {
             Effect::Create(create) => {
                 let object: VirtualMachineOperation =
                     serde_json::from_value(create.object.value.clone()).unwrap();
-                assert!(o.operations.iter().all(|op| op.object.metadata.name != object.metadata.name));
-                o.operations.push(Operation { object: Arc::new(object), copying: false });
+                assert!(
+                    o.machine.operations.iter().all(|op| op.object.metadata.name != object.metadata.name)
+                );
+                o.machine.operations.push(Operation { object: Arc::new(object), copying: false });
             }
             Effect::Patch(patch) if patch.target.api.kind == "Instance" => merge(&mut instance, &patch.body),
             Effect::Patch(patch) => {
-                for operation in &mut o.operations {
+                for operation in &mut o.machine.operations {
                     if operation.object.metadata.name.as_deref() == Some(&patch.target.name) {
                         let mut json = serde_json::to_value(&*operation.object).unwrap();
                         merge(&mut json, &patch.body);
@@ -80,7 +82,7 @@ fn settle(o: &mut Observed) -> Plan {
                 }
             }
             Effect::Delete { target, .. } => {
-                for operation in &mut o.operations {
+                for operation in &mut o.machine.operations {
                     if operation.object.metadata.name.as_deref() == Some(&target.name) {
                         Arc::make_mut(&mut operation.object).metadata.deletion_timestamp = Some(Time(o.now));
                     }
@@ -89,13 +91,13 @@ fn settle(o: &mut Observed) -> Plan {
             Effect::Event(_) => {}
         }
     }
-    o.instance = Arc::new(serde_json::from_value(instance).unwrap());
+    o.machine.instance = Arc::new(serde_json::from_value(instance).unwrap());
     plan
 }
 
 fn finish(o: &mut Observed, completed: Completed, phase: VmopPhase) {
     let now = o.now;
-    let operation = o.operations.last_mut().unwrap();
+    let operation = o.machine.operations.last_mut().unwrap();
     let mut conditions = Conditions::carry(&[], None, now);
     conditions.is(completed, "");
     Arc::make_mut(&mut operation.object).status =
@@ -103,15 +105,15 @@ fn finish(o: &mut Observed, completed: Completed, phase: VmopPhase) {
 }
 
 fn mark(o: &Observed) -> Option<String> {
-    o.instance.status.as_ref().unwrap().evacuation_node_name.clone()
+    o.machine.instance.status.as_ref().unwrap().evacuation_node_name.clone()
 }
 
 #[test]
 fn a_marked_vm_gets_one_evacuation() {
     let mut o = observed();
     settle(&mut o);
-    assert_eq!(o.operations.len(), 1);
-    let operation = o.operations[0].object.clone();
+    assert_eq!(o.machine.operations.len(), 1);
+    let operation = o.machine.operations[0].object.clone();
     assert!(operation.metadata.name.as_ref().unwrap().starts_with("evacuation-"));
     assert_eq!(operation.spec.type_, VmopType::Evict);
     assert_eq!(
@@ -129,15 +131,15 @@ fn failures_are_counted_once_and_delay_the_next_attempt() {
     for (n, delay) in [(1, 2), (2, 4), (3, 8), (4, 16)] {
         finish(&mut o, Completed::TargetUnschedulable, VmopPhase::Failed);
         settle(&mut o);
-        let failures = o.instance.status.as_ref().unwrap().evacuation_failures.clone().unwrap();
+        let failures = o.machine.instance.status.as_ref().unwrap().evacuation_failures.clone().unwrap();
         assert_eq!(failures.count, n);
         let waiting = settle(&mut o);
         assert_eq!(waiting.wake, Some(backoff::after(o.now, delay)), "after failure {n}");
-        assert_eq!(o.operations.len(), usize::try_from(n).unwrap());
+        assert_eq!(o.machine.operations.len(), usize::try_from(n).unwrap());
         assert!(plan(&o).is_empty());
         o.now = waiting.wake.unwrap();
         settle(&mut o);
-        assert_eq!(o.operations.len(), usize::try_from(n).unwrap() + 1, "a new attempt, a new name");
+        assert_eq!(o.machine.operations.len(), usize::try_from(n).unwrap() + 1, "a new attempt, a new name");
     }
 }
 
@@ -150,16 +152,16 @@ fn success_forgets_the_failures() {
     o.now = at(100);
     settle(&mut o);
     finish(&mut o, Completed::Completed, VmopPhase::Completed);
-    let mut instance = (*o.instance).clone();
+    let mut instance = (*o.machine.instance).clone();
     let status = instance.status.as_mut().unwrap();
     status.node = Some("n2".into());
     status.evacuation_node_name = None;
-    o.instance = Arc::new(instance);
+    o.machine.instance = Arc::new(instance);
     settle(&mut o);
-    assert_eq!(o.instance.status.as_ref().unwrap().evacuation_failures, None);
+    assert_eq!(o.machine.instance.status.as_ref().unwrap().evacuation_failures, None);
     settle(&mut o);
     assert!(plan(&o).is_empty());
-    assert!(o.operations.iter().all(|op| !is_held(op)));
+    assert!(o.machine.operations.iter().all(|op| !is_held(op)));
 }
 
 // INV-6
@@ -168,11 +170,11 @@ fn uncordon_takes_the_mark_back_and_calls_off_what_does_not_copy_yet() {
     for copying in [false, true] {
         let mut o = observed();
         settle(&mut o);
-        o.operations[0].copying = copying;
+        o.machine.operations[0].copying = copying;
         o.cordoned = Some(false);
         settle(&mut o);
         assert_eq!(mark(&o), None);
-        assert_eq!(o.operations[0].object.metadata.deletion_timestamp.is_some(), !copying);
+        assert_eq!(o.machine.operations[0].object.metadata.deletion_timestamp.is_some(), !copying);
         settle(&mut o);
         assert!(plan(&o).is_empty());
     }
@@ -183,7 +185,7 @@ fn an_eviction_on_a_node_that_was_never_cordoned_stays() {
     let mut o = observed();
     o.cordoned = Some(false);
     settle(&mut o);
-    assert_eq!((mark(&o).as_deref(), o.operations.len()), (Some("n1"), 1));
+    assert_eq!((mark(&o).as_deref(), o.machine.operations.len()), (Some("n1"), 1));
     assert!(plan(&o).is_empty());
 }
 
@@ -191,10 +193,10 @@ fn an_eviction_on_a_node_that_was_never_cordoned_stays() {
 fn a_deleted_evacuation_is_the_wish_to_stay() {
     let mut o = observed();
     settle(&mut o);
-    Arc::make_mut(&mut o.operations[0].object).metadata.deletion_timestamp = Some(Time(at(1)));
+    Arc::make_mut(&mut o.machine.operations[0].object).metadata.deletion_timestamp = Some(Time(at(1)));
     settle(&mut o);
     assert_eq!(mark(&o), None);
-    assert!(!is_held(&o.operations[0]));
+    assert!(!is_held(&o.machine.operations[0]));
 }
 
 #[test]
@@ -204,17 +206,17 @@ fn what_makes_it_wait() {
         (
             "VM starting",
             (|o| {
-                let vm = Arc::make_mut(o.vm.as_mut().unwrap());
+                let vm = Arc::make_mut(o.machine.vm.as_mut().unwrap());
                 vm.status.as_mut().unwrap().phase = Some(VmPhase::Starting);
             }) as Change,
         ),
-        ("local disk", |o| Arc::make_mut(&mut o.instance).spec.hardware.disks[0].shared = false),
-        ("no VM", |o| o.vm = None),
+        ("local disk", |o| Arc::make_mut(&mut o.machine.instance).spec.hardware.disks[0].shared = false),
+        ("no VM", |o| o.machine.vm = None),
     ] {
         let mut o = observed();
         change(&mut o);
         settle(&mut o);
-        assert!(o.operations.is_empty(), "{what}");
+        assert!(o.machine.operations.is_empty(), "{what}");
         assert_eq!(mark(&o).as_deref(), Some("n1"), "{what}");
         assert!(plan(&o).is_empty(), "{what}");
     }
@@ -223,11 +225,11 @@ fn what_makes_it_wait() {
 #[test]
 fn a_vm_that_left_or_ended_is_not_marked_any_more() {
     let mut o = observed();
-    Arc::make_mut(&mut o.instance).status.as_mut().unwrap().node = Some("n2".into());
+    Arc::make_mut(&mut o.machine.instance).status.as_mut().unwrap().node = Some("n2".into());
     settle(&mut o);
     assert_eq!(mark(&o), None);
     let mut o = observed();
-    Arc::make_mut(&mut o.instance).status.as_mut().unwrap().state = Some(InstanceState::Ended);
+    Arc::make_mut(&mut o.machine.instance).status.as_mut().unwrap().state = Some(InstanceState::Ended);
     settle(&mut o);
     assert_eq!(mark(&o), None);
 }

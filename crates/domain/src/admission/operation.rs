@@ -1,9 +1,10 @@
 //! Rules of operations (api.md A3.7).
 
 use holdfast_api::GROUP;
-use holdfast_api::vmop::{VirtualMachineOperation, VmopPhase};
+use holdfast_api::vmop::{VirtualMachineOperation, VmopPhase, VmopType};
 
 use super::{Operation, Request, Verdict, View, parse};
+use crate::power;
 
 pub(super) fn validate(request: &Request<'_>, view: &dyn View) -> Verdict {
     if request.operation != Operation::Create {
@@ -19,7 +20,8 @@ pub(super) fn validate(request: &Request<'_>, view: &dyn View) -> Verdict {
             let known: VirtualMachineOperation = parse(known).ok()?;
             let phase = known.status.as_ref().map_or(VmopPhase::Pending, |status| status.phase);
             let same = known.spec.virtual_machine_name == operation.spec.virtual_machine_name;
-            (same && !phase.is_final() && known.metadata.deletion_timestamp.is_none()).then_some(known)
+            let blocks = same && !phase.is_final() && known.metadata.deletion_timestamp.is_none();
+            (blocks && !power::supersedes(kind(&operation), kind(&known))).then_some(known)
         });
     match unfinished {
         None => Ok(Vec::new()),
@@ -30,6 +32,10 @@ pub(super) fn validate(request: &Request<'_>, view: &dyn View) -> Verdict {
             known.spec.virtual_machine_name
         )),
     }
+}
+
+fn kind(operation: &VirtualMachineOperation) -> (VmopType, bool) {
+    (operation.spec.type_, operation.spec.force == Some(true))
 }
 
 /// A label key and value in Kubernetes' form.
@@ -90,13 +96,19 @@ mod tests {
             (Some("Failed"), false),
             (Some("Superseded"), false),
         ] {
-            let world =
-                World::default().with(GROUP, "virtualmachineoperations", vmop("old", "Evict", "web", phase));
-            let verdict = decide(&world, "virtualmachineoperations", &vmop("new", "Stop", "web", None), None);
-            assert_eq!(verdict.is_err(), refused, "{phase:?}");
-            assert!(
-                decide(&world, "virtualmachineoperations", &vmop("new", "Stop", "db", None), None).is_ok()
+            let world = World::default().with(
+                GROUP,
+                "virtualmachineoperations",
+                vmop("old", "Restart", "web", phase),
             );
+            let create = |type_: &str, vm: &str| {
+                decide(&world, "virtualmachineoperations", &vmop("new", type_, vm, None), None)
+            };
+            assert_eq!(create("Stop", "web").is_err(), refused, "{phase:?}");
+            assert!(create("Stop", "db").is_ok());
+            let mut forced = vmop("new", "Stop", "web", None);
+            forced["spec"]["force"] = json!(true);
+            assert!(decide(&world, "virtualmachineoperations", &forced, None).is_ok(), "it overtakes");
         }
     }
 

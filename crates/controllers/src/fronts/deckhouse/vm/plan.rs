@@ -7,7 +7,7 @@ use holdfast_api::names::{finalizer, label};
 use holdfast_api::vm::{RestartAwaitingChange, VirtualMachineStatus, VmPhase};
 use holdfast_api::vmip::{IpAddressType, VirtualMachineIPAddressSpec};
 use holdfast_api::{Time, VirtualMachineIPAddress};
-use holdfast_domain::changes;
+use holdfast_domain::{changes, eviction};
 use holdfast_env::derived_name;
 use holdfast_reconcile::{Create, Effect, NoteKind, Patch, Plan, Ref, owner_reference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -21,6 +21,7 @@ use super::phase;
 use super::power::{self, Decision};
 use super::project::{self, Decided};
 use super::{RESTART, STARTED_BY};
+use crate::placement_update::misplaced;
 
 /// How many names are tried for the automatic address.
 const ADDRESS_NAMES: u64 = 4;
@@ -34,15 +35,19 @@ pub fn plan(o: &Observed) -> Plan {
     let mut plan = Plan::default();
     let dependencies = Dependencies::of(o);
     let changes = pending_changes(o);
+    let placement = waiting_placement(o);
     let first_pass = o.vm.status.as_ref().is_none_or(|status| status.phase.is_none());
     // The first pass records Pending; what follows is decided from there.
-    let decision = if first_pass { Decision::default() } else { power::decide(o, !changes.is_empty()) };
     let ready = dependencies.ready() && !o.foreign_instance;
+    // A restart that could not end in a running VM is not begun for the sake of changes.
+    let pending = ready && (!changes.is_empty() || placement.is_some());
+    let decision = if first_pass { Decision::default() } else { power::decide(o, pending) };
     let phase = phase::of(o, &decision, ready);
     let decided = Decided {
         phase,
         dependencies: &dependencies,
         changes: &changes,
+        placement: placement.as_deref(),
         start_wanted: decision.start.is_some(),
     };
     let status = project::status(o, &decided);
@@ -70,6 +75,16 @@ fn pending_changes(o: &Observed) -> Vec<RestartAwaitingChange> {
         Some(applied) => changes::awaiting_restart(&applied, &o.vm.spec),
         None => Vec::new(),
     }
+}
+
+/// Why a changed placement waits for a restart: the node is wrong, and the VM cannot be moved.
+fn waiting_placement(o: &Observed) -> Option<String> {
+    let instance = o.instance.as_deref().filter(|instance| !has_ended(instance))?;
+    let node = misplaced(instance)?;
+    let why = eviction::migratable(instance).err()?;
+    Some(format!(
+        "The placement was modified: node {node} does not satisfy it, a restart would apply it. {why}"
+    ))
 }
 
 fn why(o: &Observed, phase: VmPhase, decision: &Decision, ready: bool) -> String {
@@ -107,9 +122,9 @@ fn act(plan: &mut Plan, o: &Observed, decision: &Decision, ready: bool) {
             let was = o.vm.status.as_ref().and_then(|status| status.phase);
             let first = instance.spec.epoch == 0 || was == Some(VmPhase::Stopped);
             let reason = if first { "Started" } else { "Restarted" };
-            event(plan, reason, format!("Start initiated by {}{}.", initiator(by), after(instance)));
-            if instance.spec.stop.as_ref().is_some_and(|stop| stop.by == format!("{RESTART}changes")) {
-                event(plan, "ChangesApplied", "Changes were applied with a restart.".to_owned());
+            // A restart of ours was announced when it was decided.
+            if !instance.spec.stop.as_ref().is_some_and(|stop| stop.by.starts_with(RESTART)) {
+                event(plan, reason, format!("Start initiated by {}{}.", initiator(by), after(instance)));
             }
         }
         (Some(instance), _) => {
@@ -118,11 +133,7 @@ fn act(plan: &mut Plan, o: &Observed, decision: &Decision, ready: bool) {
             if let Some(stop) = &decision.stop {
                 spec.power = Power::Off;
                 spec.stop = Some(stop.clone());
-                let policy = match stop.by.as_str() {
-                    "policy" => format!(" to ensure {}", o.vm.spec.run_policy),
-                    _ => String::new(),
-                };
-                event(plan, "Stopped", format!("Stop initiated by {}{policy}.", initiator(&stop.by)));
+                announce(plan, o, &stop.by);
             }
             if let Some(rules) = &decision.rules {
                 spec.restart_rules = rules.clone();
@@ -132,6 +143,25 @@ fn act(plan: &mut Plan, o: &Observed, decision: &Decision, ready: bool) {
             }
             update(plan, instance, spec);
         }
+    }
+}
+
+/// Says who stops or restarts a running VM, and what for.
+fn announce(plan: &mut Plan, o: &Observed, by: &str) {
+    let mut event = |reason: &str, text: String| {
+        plan.then(Effect::event(&*o.vm, NoteKind::Normal, reason, text));
+    };
+    let who = initiator(by);
+    match by.strip_prefix(RESTART) {
+        Some("changes") => {
+            event("Restarted", "Restart initiated by controller to apply changes.".to_owned());
+            event("ChangesApplied", "Changes are applied with a restart.".to_owned());
+        }
+        Some(_) => event("Restarted", format!("Restart initiated by {who}.")),
+        None if by == "policy" => {
+            event("Stopped", format!("Stop initiated by {who} to ensure {}.", o.vm.spec.run_policy));
+        }
+        None => event("Stopped", format!("Stop initiated by {who}.")),
     }
 }
 
@@ -272,3 +302,7 @@ fn deletion(o: &Observed) -> Plan {
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "changes_tests.rs"]
+mod changes_tests;

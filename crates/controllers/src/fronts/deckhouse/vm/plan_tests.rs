@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use holdfast_api::engine::{
-    Claim, Exit, ExitCause, InstanceMigration, InstanceState, Report, ReportState, RestartRules, Side,
+    Claim, Exit, ExitCause, InstanceMigration, InstanceState, Report, ReportState, Side,
 };
-use holdfast_api::vm::{BlockDeviceKind, BlockDeviceRef, RestartApprovalMode, RunPolicy, VirtualMachineSpec};
+use holdfast_api::vm::{BlockDeviceKind, BlockDeviceRef, RunPolicy, VirtualMachineSpec};
 use holdfast_api::vmclass::VmClassPhase;
 use holdfast_api::vmip::{VirtualMachineIPAddressStatus, VmipPhase};
 use holdfast_api::vmop::{VirtualMachineOperationSpec, VirtualMachineOperationStatus, VmopPhase, VmopType};
@@ -17,7 +17,7 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
-fn vm(policy: RunPolicy) -> VirtualMachine {
+pub(super) fn vm(policy: RunPolicy) -> VirtualMachine {
     let mut spec = VirtualMachineSpec { run_policy: policy, ..VirtualMachineSpec::default() };
     spec.virtual_machine_class_name = "host".into();
     spec.cpu.cores = 1;
@@ -31,7 +31,7 @@ fn vm(policy: RunPolicy) -> VirtualMachine {
     vm
 }
 
-fn class() -> Arc<VirtualMachineClass> {
+pub(super) fn class() -> Arc<VirtualMachineClass> {
     let mut class = VirtualMachineClass::new("host", Default::default());
     class.status.get_or_insert_default().phase = VmClassPhase::Ready;
     Arc::new(class)
@@ -48,7 +48,7 @@ fn vmip(phase: VmipPhase) -> Arc<VirtualMachineIPAddress> {
     Arc::new(address)
 }
 
-fn device() -> Device {
+pub(super) fn device() -> Device {
     Device {
         reference: BlockDeviceRef { kind: BlockDeviceKind::VirtualDisk, name: "root".into() },
         uid: "uid-root".into(),
@@ -60,7 +60,7 @@ fn device() -> Device {
     }
 }
 
-fn observed(policy: RunPolicy) -> Observed {
+pub(super) fn observed(policy: RunPolicy) -> Observed {
     Observed {
         now: at(0),
         vm: Arc::new(vm(policy)),
@@ -91,7 +91,7 @@ fn merge(into: &mut serde_json::Value, patch: &serde_json::Value) {
 }
 
 /// Carries the plan out on the observed world, as the API would.
-fn settle(o: &mut Observed) -> Plan {
+pub(super) fn settle(o: &mut Observed) -> Plan {
     let plan = plan(o);
     let mut vm = serde_json::to_value(&*o.vm).unwrap();
     if let Some(status) = &plan.status {
@@ -137,13 +137,13 @@ fn legal(before: &Instance, after: &Instance) {
     }
 }
 
-fn edit(o: &mut Observed, change: impl FnOnce(&mut Instance)) {
+pub(super) fn edit(o: &mut Observed, change: impl FnOnce(&mut Instance)) {
     let mut instance = (**o.instance.as_ref().unwrap()).clone();
     change(&mut instance);
     o.instance = Some(Arc::new(instance));
 }
 
-fn edit_vm(o: &mut Observed, change: impl FnOnce(&mut VirtualMachine)) {
+pub(super) fn edit_vm(o: &mut Observed, change: impl FnOnce(&mut VirtualMachine)) {
     let mut vm = (*o.vm).clone();
     change(&mut vm);
     vm.metadata.generation = vm.metadata.generation.map(|g| g + 1);
@@ -151,7 +151,7 @@ fn edit_vm(o: &mut Observed, change: impl FnOnce(&mut VirtualMachine)) {
 }
 
 /// What the engine would make of the Instance.
-fn engine(o: &mut Observed, state: InstanceState) {
+pub(super) fn engine(o: &mut Observed, state: InstanceState) {
     edit(o, |instance| {
         let epoch = instance.spec.epoch;
         let status = instance.status.get_or_insert_default();
@@ -164,7 +164,7 @@ fn engine(o: &mut Observed, state: InstanceState) {
     });
 }
 
-fn end(o: &mut Observed, cause: ExitCause) {
+pub(super) fn end(o: &mut Observed, cause: ExitCause) {
     engine(o, InstanceState::Ended);
     edit(o, |instance| {
         let status = instance.status.as_mut().unwrap();
@@ -173,15 +173,15 @@ fn end(o: &mut Observed, cause: ExitCause) {
     });
 }
 
-fn phase(o: &Observed) -> VmPhase {
+pub(super) fn phase(o: &Observed) -> VmPhase {
     o.vm.status.as_ref().unwrap().phase.unwrap()
 }
 
-fn epoch(o: &Observed) -> i64 {
+pub(super) fn epoch(o: &Observed) -> i64 {
     o.instance.as_ref().map_or(-1, |instance| instance.spec.epoch)
 }
 
-fn running(policy: RunPolicy) -> Observed {
+pub(super) fn running(policy: RunPolicy) -> Observed {
     let mut o = observed(policy);
     settle(&mut o);
     settle(&mut o);
@@ -199,7 +199,7 @@ fn running(policy: RunPolicy) -> Observed {
     o
 }
 
-fn operation(o: &mut Observed, name: &str, type_: VmopType, force: Option<bool>) {
+pub(super) fn operation(o: &mut Observed, name: &str, type_: VmopType, force: Option<bool>) {
     let spec =
         VirtualMachineOperationSpec { type_, virtual_machine_name: "web".into(), force, migrate: None };
     let mut op = VirtualMachineOperation::new(name, spec);
@@ -207,7 +207,7 @@ fn operation(o: &mut Observed, name: &str, type_: VmopType, force: Option<bool>)
     o.operations = vec![Arc::new(op)];
 }
 
-fn condition<'o>(o: &'o Observed, type_: &str) -> Option<(&'o str, &'o str)> {
+pub(super) fn condition<'o>(o: &'o Observed, type_: &str) -> Option<(&'o str, &'o str)> {
     let all = &o.vm.status.as_ref().unwrap().conditions;
     let found = holdfast_api::condition::find(all, type_)?;
     Some((found.status.as_str(), found.reason.as_str()))
@@ -479,64 +479,7 @@ fn always_off_stops_a_running_vm() {
     assert_eq!((phase(&o), epoch(&o)), (VmPhase::Stopped, 1));
 }
 
-// VL-C1
-#[test]
-fn a_change_of_cores_waits_for_the_restart() {
-    let mut o = running(RunPolicy::AlwaysOnUnlessStoppedManually);
-    edit_vm(&mut o, |vm| vm.spec.cpu.cores = 2);
-    settle(&mut o);
-    let status = o.vm.status.clone().unwrap();
-    assert_eq!(status.restart_awaiting_changes.len(), 1);
-    assert_eq!(status.restart_awaiting_changes[0].path, "cpu.cores");
-    assert_eq!(status.resources.unwrap().cpu.cores, 1, "the guest still has one");
-    assert_eq!(condition(&o, "AwaitingRestartToApplyConfiguration"), Some(("True", "ChangesPendingRestart")));
-    assert_eq!(condition(&o, "ConfigurationApplied"), Some(("False", "ConfigurationNotApplied")));
-    assert!(plan(&o).is_empty());
-    end(&mut o, ExitCause::GuestReset);
-    settle(&mut o);
-    settle(&mut o);
-    assert_eq!(o.instance.as_ref().unwrap().spec.hardware.cpu.cores_per_socket, 2);
-    assert!(o.vm.status.as_ref().unwrap().restart_awaiting_changes.is_empty());
-}
-
-#[test]
-fn automatic_approval_restarts_at_once() {
-    let mut o = running(RunPolicy::AlwaysOnUnlessStoppedManually);
-    edit_vm(&mut o, |vm| {
-        vm.spec.disruptions.restart_approval_mode = RestartApprovalMode::Automatic;
-        vm.spec.memory.size = "2Gi".into();
-    });
-    settle(&mut o);
-    assert_eq!(phase(&o), VmPhase::Stopping);
-    end(&mut o, ExitCause::PlatformStop);
-    settle(&mut o);
-    settle(&mut o);
-    assert_eq!((phase(&o), epoch(&o)), (VmPhase::Starting, 2));
-    assert_eq!(o.instance.as_ref().unwrap().spec.hardware.memory_bytes, 2 << 30);
-}
-
-#[test]
-fn what_applies_at_once_reaches_the_instance_without_a_restart() {
-    let mut o = running(RunPolicy::AlwaysOnUnlessStoppedManually);
-    edit_vm(&mut o, |vm| {
-        vm.spec.run_policy = RunPolicy::Manual;
-        vm.spec.node_selector = Some([("zone".into(), "a".into())].into());
-        vm.spec.tolerations = Some(vec![Default::default()]);
-        vm.metadata.labels = Some([("app".into(), "web".into())].into());
-    });
-    settle(&mut o);
-    let spec = o.instance.as_ref().unwrap().spec.clone();
-    assert_eq!(spec.restart_rules.crash, RestartRules::default().crash);
-    assert_eq!(spec.placement.node_selector.get("zone").map(String::as_str), Some("a"));
-    assert_eq!(spec.metadata.labels.get("app").map(String::as_str), Some("web"));
-    assert!(spec.placement.tolerations.is_empty(), "tolerations wait for the restart");
-    let changes = o.vm.status.clone().unwrap().restart_awaiting_changes;
-    assert_eq!(changes.iter().map(|c| c.path.as_str()).collect::<Vec<_>>(), ["tolerations"]);
-    settle(&mut o);
-    assert!(plan(&o).is_empty());
-}
-
-fn moving(o: &mut Observed, start: i64, end: Option<i64>) {
+pub(super) fn moving(o: &mut Observed, start: i64, end: Option<i64>) {
     edit(o, |instance| {
         let status = instance.status.as_mut().unwrap();
         status.migration = Some(InstanceMigration {

@@ -35,7 +35,7 @@ pub fn applied_policy(instance: &Instance) -> Option<RunPolicy> {
     serde_json::from_value(spec.get("runPolicy")?.clone()).ok()
 }
 
-/// Decides. `pending`: changes wait for a restart.
+/// Decides. `pending`: changes wait for a restart, and a restart could apply them now.
 #[must_use]
 pub fn decide(o: &Observed, pending: bool) -> Decision {
     let policy = o.vm.spec.run_policy;
@@ -178,7 +178,9 @@ fn while_on(
     let state = instance.status.as_ref().and_then(|status| status.state).unwrap_or_default();
     let automatic = o.vm.spec.disruptions.restart_approval_mode == RestartApprovalMode::Automatic;
     // Waiting for the next try of a start that fails: there is no guest to disturb.
-    if pending && (state == InstanceState::Waiting || (automatic && state == InstanceState::Running)) {
+    let moving = instance.status.as_ref().and_then(|s| s.migration.as_ref()).is_some_and(|m| m.end.is_none());
+    let may_restart = automatic && state == InstanceState::Running && !moving;
+    if pending && (state == InstanceState::Waiting || may_restart) {
         return stop(StopMode::Graceful, format!("{RESTART}changes"));
     }
     Decision::default()

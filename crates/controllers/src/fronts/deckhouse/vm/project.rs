@@ -37,6 +37,8 @@ pub struct Decided<'a> {
     pub dependencies: &'a Dependencies,
     /// What waits for a restart.
     pub changes: &'a [RestartAwaitingChange],
+    /// Why a changed placement waits for a restart.
+    pub placement: Option<&'a str>,
     /// A start is wanted.
     pub start_wanted: bool,
 }
@@ -344,6 +346,8 @@ fn configuration(d: &Decided, all: &mut Conditions) {
     } else if !d.changes.is_empty() {
         let text = "Waiting for the dependent resources; after a restart now the VM could not start at once.";
         all.is(ConfigurationApplied::NotApplied, text).is(AwaitingRestart::NoRestartRequired, "");
+    } else if let Some(text) = d.placement {
+        all.is(ConfigurationApplied::NotApplied, text).is(AwaitingRestart::ChangesPendingRestart, text);
     } else {
         all.is(ConfigurationApplied::Applied, "").is(AwaitingRestart::NoRestartRequired, "");
     }

@@ -15,6 +15,10 @@ mod observe;
 mod plan;
 mod power;
 
+/// Annotation on an unfinished operation: a later one overtakes it (`vmop/<name>/<uid>`). It is called
+/// off and ends Superseded; the later one waits for that.
+pub const SUPERSEDED_BY: &str = "internal.virtualization.deckhouse.io/superseded-by";
+
 pub use migration::migration_name;
 pub use observe::{Observed, VmopController};
 pub use plan::plan;

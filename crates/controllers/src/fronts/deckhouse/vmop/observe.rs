@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use holdfast_api::engine::{Instance, Migration};
+use holdfast_api::vmop::VmopType;
 use holdfast_api::{VirtualMachine, VirtualMachineOperation};
+use holdfast_domain::power;
 use holdfast_env::Timestamp;
 use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches, controller_of};
 use kube::ResourceExt as _;
 
+use super::SUPERSEDED_BY;
 use super::migration::migration_name;
+use crate::fronts::deckhouse::vm::tag;
 
 /// Everything the plan for one operation depends on.
 #[derive(Clone, Debug)]
@@ -25,8 +29,12 @@ pub struct Observed {
     pub migration: Option<Arc<Migration>>,
     /// Another unfinished move of the VM.
     pub other_migration: Option<String>,
-    /// An older unfinished operation of the VM.
+    /// An older unfinished operation of the VM that this one does not overtake.
     pub older: Option<String>,
+    /// Older unfinished operations of the VM that this one overtakes.
+    pub overtakes: Vec<Arc<VirtualMachineOperation>>,
+    /// Operations were told that this one overtakes them.
+    pub overtook: bool,
     /// Finished operations of the VM that are newer than this one.
     pub newer_finished: usize,
 }
@@ -55,6 +63,10 @@ impl VmopController {
 
 fn is_finished(operation: &VirtualMachineOperation) -> bool {
     operation.status.as_ref().is_some_and(|status| status.phase.is_final())
+}
+
+fn kind(operation: &VirtualMachineOperation) -> (VmopType, bool) {
+    (operation.spec.type_, operation.spec.force == Some(true))
 }
 
 /// Orders operations by age.
@@ -121,8 +133,14 @@ impl Controller for VmopController {
             .into_iter()
             .filter(|op| op.spec.virtual_machine_name == *name && op.metadata.uid != operation.metadata.uid)
             .collect();
-        let older =
-            siblings.iter().find(|op| !is_finished(op) && age(op) < age(&operation)).map(|op| op.name_any());
+        let (overtakes, blocking): (Vec<_>, Vec<_>) = siblings
+            .iter()
+            .filter(|op| !is_finished(op) && age(op) < age(&operation))
+            .partition(|op| power::supersedes(kind(&operation), kind(op)));
+        let older = blocking.first().map(|op| op.name_any());
+        let overtakes = overtakes.into_iter().cloned().collect();
+        let tag = tag(&operation);
+        let overtook = siblings.iter().any(|op| op.annotations().get(SUPERSEDED_BY) == Some(&tag));
         let newer_finished =
             siblings.iter().filter(|op| is_finished(op) && age(op) > age(&operation)).count();
         Ok(Some(Observed {
@@ -133,6 +151,8 @@ impl Controller for VmopController {
             migration,
             other_migration,
             older,
+            overtakes,
+            overtook,
             newer_finished,
         }))
     }

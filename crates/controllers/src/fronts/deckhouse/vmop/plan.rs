@@ -1,6 +1,7 @@
 //! The plan for one operation. Pure.
 
 use holdfast_api::condition::{ConditionKind as _, get};
+use holdfast_api::engine::MigrationState;
 use holdfast_api::names::{finalizer, label};
 use holdfast_api::vm::VmPhase;
 use holdfast_api::vmop::{Completed, SignalSent, VirtualMachineOperationStatus, VmopPhase, VmopType};
@@ -11,7 +12,7 @@ use jiff::SignedDuration;
 use serde_json::json;
 
 use super::observe::Observed;
-use super::{migration, power};
+use super::{SUPERSEDED_BY, migration, power};
 
 /// How long a finished operation is kept, seconds.
 const KEPT_S: i64 = 24 * 3600;
@@ -67,9 +68,12 @@ pub fn plan(o: &Observed) -> Plan {
         Some(VmopPhase::Terminating) => {}
         Some(phase) => {
             adorn(&mut plan, o);
-            let outcome = match o.operation.spec.type_.is_migration() {
-                true => migration::advance(&mut plan, o, phase),
-                false => power::advance(o, phase),
+            let outcome = if let Some(by) = overtaken_by(o) {
+                give_way(&mut plan, o, by)
+            } else if o.operation.spec.type_.is_migration() {
+                migration::advance(&mut plan, o, phase)
+            } else {
+                power::advance(&mut plan, o, phase)
             };
             if let Some(outcome) = outcome {
                 conclude(&mut plan, o, &outcome);
@@ -77,6 +81,31 @@ pub fn plan(o: &Observed) -> Plan {
         }
     }
     plan
+}
+
+fn overtaken_by(o: &Observed) -> Option<&str> {
+    o.operation.metadata.annotations.as_ref()?.get(SUPERSEDED_BY).map(String::as_str)
+}
+
+/// A later operation overtakes this one: its move is called off and waited for. One that is through
+/// already has done what it should.
+fn give_way(plan: &mut Plan, o: &Observed, by: &str) -> Option<Outcome> {
+    if let Some(migration) = &o.migration {
+        let state = migration.status.as_ref().and_then(|status| status.state).unwrap_or_default();
+        if state == MigrationState::Done {
+            return migration::advance(plan, o, VmopPhase::InProgress);
+        }
+        if !state.is_final() {
+            plan.because("overtaken: the migration is being called off");
+            if migration.metadata.deletion_timestamp.is_none() {
+                plan.then(Effect::delete(&**migration));
+            }
+            return None;
+        }
+    }
+    let name = by.split('/').nth(1).unwrap_or(by);
+    let message = format!("Superseded by operation {name}.");
+    Some(Outcome { phase: VmopPhase::Superseded, ..Outcome::failed(Completed::Superseded, message) })
 }
 
 fn initialise(plan: &mut Plan, o: &Observed) {
@@ -224,6 +253,11 @@ pub fn refusal(o: &Observed) -> Option<Outcome> {
         return Some(Outcome::failed(Completed::NotApplicableForVirtualMachineRunPolicy, text));
     }
     let phase = vm.status.as_ref().and_then(|status| status.phase).unwrap_or(VmPhase::Pending);
+    // What it overtakes may be a move: that ends first.
+    let overtaking = o.overtook || !o.overtakes.is_empty();
+    if overtaking && phase == VmPhase::Migrating {
+        return None;
+    }
     if !rules::allowed_in_phase(operation.type_, phase, operation.force == Some(true)) {
         let text = format!("Operation type {} is not applicable for VM in phase {phase}.", operation.type_);
         return Some(Outcome::failed(Completed::NotApplicableForVirtualMachinePhase, text));

@@ -41,6 +41,8 @@ fn observed(type_: VmopType, policy: RunPolicy, phase: VmPhase) -> Observed {
         migration: None,
         other_migration: None,
         older: None,
+        overtakes: Vec::new(),
+        overtook: false,
         newer_finished: 0,
     }
 }
@@ -269,6 +271,89 @@ fn deleting_a_migration_operation_calls_the_migration_off_and_waits() {
     set_migration(&mut o, MigrationState::Aborted, |_| ());
     settle(&mut o);
     assert!(o.operation.metadata.finalizers.as_ref().is_none_or(Vec::is_empty));
+}
+
+fn annotate(o: &mut Observed, key: &str, value: &str) {
+    let mut operation = (*o.operation).clone();
+    operation.metadata.annotations.get_or_insert_default().insert(key.to_owned(), value.to_owned());
+    o.operation = Arc::new(operation);
+}
+
+#[test]
+fn an_overtaken_eviction_is_called_off_and_ends_superseded() {
+    let mut o = observed(VmopType::Evict, RunPolicy::Manual, VmPhase::Running);
+    for _ in 0..3 {
+        settle(&mut o);
+    }
+    set_migration(&mut o, MigrationState::Copying, |_| ());
+    settle(&mut o);
+    annotate(&mut o, SUPERSEDED_BY, "vmop/stop/uid-stop");
+    let first = settle(&mut o);
+    assert!(matches!(first.effects.as_slice(), [Effect::Delete { .. }]), "{first:?}");
+    set_migration(&mut o, MigrationState::Copying, |m| m.metadata.deletion_timestamp = Some(Time(at(9))));
+    assert!(plan(&o).is_empty(), "waits for the abort to be settled");
+    set_migration(&mut o, MigrationState::Aborted, |_| ());
+    settle(&mut o);
+    assert_eq!(result(&o), (VmopPhase::Superseded, "True/Superseded".into()));
+    settle(&mut o);
+    assert!(o.operation.metadata.finalizers.as_ref().is_none_or(Vec::is_empty));
+}
+
+#[test]
+fn an_overtaken_eviction_that_is_through_is_completed() {
+    let mut o = observed(VmopType::Evict, RunPolicy::Manual, VmPhase::Running);
+    for _ in 0..3 {
+        settle(&mut o);
+    }
+    annotate(&mut o, SUPERSEDED_BY, "vmop/stop/uid-stop");
+    set_migration(&mut o, MigrationState::Done, |_| ());
+    settle(&mut o);
+    assert_eq!(result(&o), (VmopPhase::Completed, "True/Completed".into()));
+}
+
+#[test]
+fn a_stop_waits_for_the_eviction_that_it_overtakes() {
+    let eviction = observed(VmopType::Evict, RunPolicy::Manual, VmPhase::Running).operation;
+    let mut o = observed(VmopType::Stop, RunPolicy::Manual, VmPhase::Migrating);
+    let mut named = (*o.operation).clone();
+    named.metadata.name = Some("stop".into());
+    named.metadata.uid = Some("uid-stop".into());
+    o.operation = Arc::new(named);
+    settle(&mut o);
+    o.overtakes = vec![eviction.clone()];
+    let told = plan(&o);
+    let patch = told.effects.iter().find_map(|effect| match effect {
+        Effect::Patch(patch) if patch.target.name == "op" => Some(patch.body.clone()),
+        Effect::Patch(_) | Effect::Create(_) | Effect::Delete { .. } | Effect::Event(_) => None,
+    });
+    assert_eq!(patch.unwrap()["metadata"]["annotations"][SUPERSEDED_BY], "vmop/stop/uid-stop");
+    let mut overtaken = (*eviction).clone();
+    overtaken.metadata.annotations =
+        Some([(SUPERSEDED_BY.to_owned(), "vmop/stop/uid-stop".to_owned())].into());
+    o.overtakes = vec![Arc::new(overtaken)];
+    o.overtook = true;
+    settle(&mut o);
+    assert_eq!(result(&o), (VmopPhase::Pending, "Unknown/Unknown".into()));
+    assert!(plan(&o).is_empty());
+    o.overtakes.clear();
+    settle(&mut o);
+    assert_eq!(o.operation.status.as_ref().unwrap().phase, VmopPhase::Pending, "the VM still shows the move");
+    set_phase(&mut o, VmPhase::Running);
+    settle(&mut o);
+    assert_eq!(result(&o), (VmopPhase::InProgress, "False/StopInProgress".into()));
+}
+
+#[test]
+fn a_stop_that_is_refused_overtakes_nothing() {
+    let eviction = observed(VmopType::Evict, RunPolicy::AlwaysOn, VmPhase::Running).operation;
+    let mut o = observed(VmopType::Stop, RunPolicy::AlwaysOn, VmPhase::Migrating);
+    o.overtakes = vec![eviction];
+    settle(&mut o);
+    let refused = settle(&mut o);
+    assert_eq!(result(&o), (VmopPhase::Failed, "False/NotApplicableForVirtualMachineRunPolicy".into()));
+    let foreign =
+        |effect: &Effect| matches!(effect, Effect::Patch(p) if p.body["metadata"]["annotations"].is_object());
+    assert!(!refused.effects.iter().any(foreign), "{refused:?}");
 }
 
 // MM-O14

@@ -5,18 +5,49 @@ use holdfast_api::engine::{Instance, InstanceState};
 use holdfast_api::vm::VmPhase;
 use holdfast_api::vmop::{Completed, VmopPhase, VmopType};
 
+use holdfast_reconcile::{Patch, Plan, Ref};
+use serde_json::json;
+
+use super::SUPERSEDED_BY;
 use super::observe::Observed;
 use super::plan::{Outcome, in_progress, refusal};
 use crate::fronts::deckhouse::vm::{STARTED_BY, tag};
 
 /// What the operation has come to; `None` if nothing is new.
 #[must_use]
-pub fn advance(o: &Observed, phase: VmopPhase) -> Option<Outcome> {
-    if phase == VmopPhase::Pending {
-        let start = Outcome::stage(VmopPhase::InProgress, in_progress(o.operation.spec.type_), "");
-        return Some(refusal(o).unwrap_or(start));
+pub fn advance(plan: &mut Plan, o: &Observed, phase: VmopPhase) -> Option<Outcome> {
+    if phase != VmopPhase::Pending {
+        return Some(judge(o));
     }
-    Some(judge(o))
+    if let Some(refused) = refusal(o) {
+        return Some(refused);
+    }
+    if let Some(outcome) = overtake(plan, o) {
+        return Some(outcome);
+    }
+    Some(Outcome::stage(VmopPhase::InProgress, in_progress(o.operation.spec.type_), ""))
+}
+
+/// Tells the operations that this one overtakes, and waits until they are finished and the VM is
+/// past the move they were about.
+fn overtake(plan: &mut Plan, o: &Observed) -> Option<Outcome> {
+    let by = tag(&o.operation);
+    for older in &o.overtakes {
+        let told = older.metadata.annotations.as_ref().and_then(|all| all.get(SUPERSEDED_BY));
+        if told.is_none() {
+            let body = json!({ "metadata": { "annotations": { SUPERSEDED_BY: by } } });
+            plan.then(Patch { target: Ref::exact(&**older), status: false, body });
+        }
+    }
+    let phase = o.vm.as_ref().and_then(|vm| vm.status.as_ref()?.phase);
+    let waits_for = match o.overtakes.first() {
+        Some(older) => format!("operation {}", older.metadata.name.as_deref().unwrap_or_default()),
+        None if phase == Some(VmPhase::Migrating) => "the migration of the VM".to_owned(),
+        None => return None,
+    };
+    let message = format!("Waiting until {waits_for} has been called off.");
+    let waiting = Outcome::stage(VmopPhase::Pending, Completed::NotYetKnown, message);
+    Some(Outcome { signal: None, ..waiting })
 }
 
 fn judge(o: &Observed) -> Outcome {
