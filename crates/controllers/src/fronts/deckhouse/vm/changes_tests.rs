@@ -61,7 +61,7 @@ fn automatic_approval_restarts_at_once() {
         vm.spec.disruptions.restart_approval_mode = RestartApprovalMode::Automatic;
         vm.spec.memory.size = "2Gi".into();
     });
-    assert_eq!(events(&settle(&mut o)), ["Restarted", "ChangesApplied"]);
+    assert_eq!(events(&settle(&mut o)), ["RestartAwaitingChanges", "Restarted", "ChangesApplied"]);
     assert_eq!(phase(&o), VmPhase::Stopping);
     end(&mut o, ExitCause::PlatformStop);
     settle(&mut o);
