@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use holdfast_wire::frame;
+use holdfast_wire::launcher::SeedFiles;
 use holdfast_wire::local::BoxStream;
 use holdfast_wire::peer::{Open, Opened, Opening, PORT, Records, Route};
 use holdfast_wire::{Id, VERSION};
@@ -136,6 +137,31 @@ pub async fn ask_launcher(network: &dyn PeerNetwork, peer: &Peer, id: Id) -> Res
         match line.ask(Open::AskLauncher { id }).await? {
             Opened::Records(records) => Ok(records),
             other => Err(peer.failed(io::Error::other(format!("answered {other:?} to AskLauncher")))),
+        }
+    };
+    match tokio::time::timeout(CONNECT, question).await {
+        Ok(answer) => answer,
+        Err(_) => Err(peer.failed(io::Error::from(io::ErrorKind::TimedOut))),
+    }
+}
+
+/// The provisioning files that the source of a move was started with.
+///
+/// # Errors
+/// The agent there cannot be asked, or does not give them.
+pub async fn ask_seed(
+    network: &dyn PeerNetwork,
+    peer: &Peer,
+    migration_uid: &str,
+    source: Id,
+) -> Result<SeedFiles, PeerError> {
+    let open = Open::Seed { migration_uid: migration_uid.to_owned(), source };
+    let question = async {
+        let mut line = Line::open(network, peer).await?;
+        match line.ask(open).await? {
+            Opened::Seed(files) => Ok(files),
+            // Its content is nobody's business.
+            _ => Err(peer.failed(io::Error::other("answered something else to Seed"))),
         }
     };
     match tokio::time::timeout(CONNECT, question).await {

@@ -4,11 +4,14 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use holdfast_wire::launcher::{SOCKET_CONTROL_IN, SOCKET_MEMORY_IN, StreamKind, VmState};
+use holdfast_wire::launcher::{
+    Answer, Request, SOCKET_CONTROL_IN, SOCKET_MEMORY_IN, SeedFiles, StreamKind, VmState,
+};
 use holdfast_wire::local::BoxStream;
 use holdfast_wire::peer::{Open, Opened, Opening, Route, StreamTo};
 use holdfast_wire::{Id, OLDEST, VERSION, frame};
 
+use crate::launcher::conversation::PROMPT;
 use crate::migration::CHUNK;
 use crate::network::{Network, NetworkError};
 use crate::node_agent::{NodeAgent, address_of};
@@ -93,6 +96,10 @@ async fn open(agent: &NodeAgent, who: &str, opening: Opening) -> (Opened, Option
             let talks = agent.launcher(&id.pod_uid).is_some_and(|l| l.state.vm != VmState::Ended);
             (Opened::Records(agent.pods.answer(&id.pod_uid, talks)), None)
         }
+        Open::Seed { migration_uid, source } => match seed(agent, who, &migration_uid, &source).await {
+            Ok(files) => (Opened::Seed(files), None),
+            Err(why) => refused(why),
+        },
         Open::Control { migration_uid, target } => {
             incoming(agent, &migration_uid, &target, SOCKET_CONTROL_IN).await
         }
@@ -100,6 +107,26 @@ async fn open(agent: &NodeAgent, who: &str, opening: Opening) -> (Opened, Option
             incoming(agent, &migration_uid, &target, SOCKET_MEMORY_IN).await
         }
         Open::Stream { vm_uid, kind } => to_guest(agent, &vm_uid, kind).await,
+    }
+}
+
+/// The provisioning files of a launcher here. They hold secrets: only the node to which the move goes
+/// gets them.
+async fn seed(agent: &NodeAgent, who: &str, uid: &str, source: &Id) -> Result<SeedFiles, String> {
+    let migration = agent.cluster.migrations.get(uid);
+    let status = migration.as_ref().and_then(|migration| migration.status.as_ref());
+    let named = status.and_then(|status| Some((status.source.as_ref()?, status.target.as_ref()?)));
+    let (from, to) =
+        named.ok_or_else(|| format!("migration {uid} is not handed over, as far as known here"))?;
+    if from.pod_uid != source.pod_uid || who.strip_prefix(AGENT) != Some(to.node.as_str()) {
+        return Err(format!("migration {uid} does not go from pod {} to {who}", source.pod_uid));
+    }
+    let launcher = agent.launcher(&source.pod_uid).filter(|launcher| launcher.id == *source);
+    let launcher = launcher.ok_or_else(|| format!("no launcher of {source} is connected here"))?;
+    match launcher.conversation.ask(Request::Seed, &[], PROMPT).await {
+        Ok((Answer::Seed(files), _)) => Ok(files),
+        Ok(_) => Err("the launcher answered something else to Seed".to_owned()),
+        Err(error) => Err(chain(&error)),
     }
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use common::*;
 use holdfast_agent::network::plan::Hop;
-use holdfast_api::engine::{ExitCause, ReportState};
+use holdfast_api::engine::{self, ExitCause, ReportState};
+use holdfast_hypervisor::argv::SEED_IMAGE;
 use kube::ResourceExt as _;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 #[test]
@@ -86,4 +87,50 @@ fn the_same_move_writes_the_same_history() {
         assert_eq!(one, other, "write {number}");
     }
     assert_eq!(first.len(), second.len());
+}
+
+// The guest may have its provisioning disk open: the target gets the bytes it was started with, also
+// when the Secret was edited or deleted meanwhile. The old data never shows in the API.
+#[test]
+fn a_vm_moves_although_its_cloud_init_secret_was_edited_and_then_deleted() {
+    in_memory(|| async {
+        let cluster = Cluster::new().await;
+        let (a, b) = (cluster.node("a", 1).await, cluster.node("b", 2).await);
+        cluster.secret("seed", "#cloud-config\npassword: held-fast\n").await;
+        let instance = cluster
+            .instance(|hardware| {
+                hardware.seed = Some(engine::Seed {
+                    secret_name: Some("seed".into()),
+                    instance_id: "i-1".into(),
+                    hostname: "vm".into(),
+                    ..engine::Seed::default()
+                });
+            })
+            .await;
+        let first = cluster.launch(&instance, &a, "launcher-1").await;
+        cluster.claim(&first, &a).await;
+        cluster.until_reported(ReportState::Running).await;
+        let image = std::fs::read(first.run.join(SEED_IMAGE)).unwrap();
+
+        cluster.secret("seed", "#cloud-config\npassword: changed\n").await;
+        let second = cluster.launch(&instance, &b, "launcher-2").await;
+        cluster.migrate(&instance, (&first, &a), (&second, &b)).await;
+        cluster.until("the flip", |s| s.node.as_deref() == Some("b")).await;
+        assert_eq!(std::fs::read(second.run.join(SEED_IMAGE)).unwrap(), image);
+
+        cluster.delete_secret("seed").await;
+        cluster.migrations().delete("move", &DeleteParams::default()).await.unwrap();
+        let third = cluster.launch(&instance, &a, "launcher-3").await;
+        cluster.migrate(&instance, (&second, &b), (&third, &a)).await;
+        cluster.until("the way back", |s| s.node.as_deref() == Some("a")).await;
+        assert_eq!(std::fs::read(third.run.join(SEED_IMAGE)).unwrap(), image);
+        assert_eq!(cluster.executes_in(), Some(third.run.clone()));
+        let told = cluster
+            .journal
+            .records()
+            .iter()
+            .filter(|r| &*r.storage != "secrets")
+            .any(|record| String::from_utf8_lossy(&record.json).contains("held-fast"));
+        assert!(!told, "the API holds the old password outside of the Secret");
+    });
 }

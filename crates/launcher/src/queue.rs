@@ -76,6 +76,8 @@ impl Phase {
             Request::Hello { .. } | Request::Query => Verdict::Act,
             Request::OpenStream(_) if self.has_machine() => Verdict::Act,
             Request::OpenStream(_) => deny("the VM has no console now: QEMU does not run"),
+            Request::Seed if self.has_machine() => Verdict::Act,
+            Request::Seed => deny("no machine was prepared here"),
             Request::Prepare(_) => self.on_prepare(),
             Request::Run => self.on_run(),
             Request::Stop { .. } => self.on_stop(),
@@ -227,6 +229,7 @@ mod tests {
             ("Cancel", Request::Cancel { migration_uid: uid(), why: String::new() }),
             ("Settle", Request::Settle { migration_uid: uid(), verdict: Word::NeverContinued }),
             ("SetLimits", Request::SetLimits { migration_uid: uid(), config }),
+            ("Seed", Request::Seed),
             ("OpenStream", Request::OpenStream(StreamKind::Serial)),
         ]
     }

@@ -38,7 +38,7 @@ async fn the_guest_agent_is_heard_and_the_button_works() {
         Request::Prepare(Box::new(Prepare {
             definition: serde_json::to_value(&definition).unwrap(),
             incoming: None,
-            seed_files: files.clone(),
+            seed_files: SeedFiles(files.clone()),
             on_reset: OnReset::End,
         }))
     };

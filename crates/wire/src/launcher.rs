@@ -140,6 +140,9 @@ pub enum Request {
         /// Limits.
         config: MoveConfig,
     },
+    /// The provisioning files QEMU was prepared with, for the target of a move: their source may have been
+    /// edited since. Answer: [`Answer::Seed`].
+    Seed,
     /// A byte stream to the guest. The answer carries one end of a socket pair as its descriptor.
     OpenStream(StreamKind),
 }
@@ -152,9 +155,20 @@ pub struct Prepare {
     /// Uid of the Migration whose memory this QEMU shall take. None: a cold start.
     pub incoming: Option<String>,
     /// Provisioning files by name (`user-data`, `meta-data`, …); the launcher builds the seed disk from them.
-    pub seed_files: std::collections::BTreeMap<String, String>,
+    pub seed_files: SeedFiles,
     /// What a reboot by the guest does.
     pub on_reset: OnReset,
+}
+
+/// Provisioning files by name. They may hold passwords: only their names are shown.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SeedFiles(pub std::collections::BTreeMap<String, String>);
+
+impl std::fmt::Debug for SeedFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// What a reboot by the guest does.
@@ -226,6 +240,8 @@ pub enum Answer {
     State(State),
     /// To OpenStream; the descriptor travels with the frame.
     Stream,
+    /// To Seed; empty when the machine has no provisioning disk.
+    Seed(SeedFiles),
     /// It is not done and will not be; `why` is a sentence for people.
     Refused {
         /// What stood against it.

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Id;
+use crate::launcher::SeedFiles;
 
 /// TCP port of every agent on its node's address.
 pub const PORT: u16 = 4130;
@@ -42,6 +43,14 @@ pub enum Open {
     AskLauncher {
         /// The launcher.
         id: Id,
+    },
+    /// Target agent: the provisioning files that the source of a move was started with, where they cannot
+    /// be had from the API any more. Only for the node the move goes to; answered with [`Opened::Seed`].
+    Seed {
+        /// Uid of the Migration.
+        migration_uid: String,
+        /// The source launcher.
+        source: Id,
     },
     /// Gateway: a byte stream to a guest on this node.
     Stream {
@@ -85,6 +94,8 @@ pub enum Opened {
     Done,
     /// To AskLauncher.
     Records(Records),
+    /// To Seed.
+    Seed(SeedFiles),
     /// No; `why` is a sentence for people.
     Refused {
         /// What stood against it.

@@ -21,7 +21,7 @@ use super::start::{Start, StepError, guest_nic};
 use crate::host::{Look, Outside};
 use crate::migration::Outgoing;
 use crate::node_agent::{Connected, NodeAgent};
-use crate::peers::chain;
+use crate::peers::{PeerError, chain};
 use crate::report::{self, End, Facts};
 
 /// The clock of waits that nothing else wakes.
@@ -437,7 +437,9 @@ impl Driver {
         let starting = matches!(step, Step::Prepare | Step::PrepareIncoming(_));
         let hopeless = match error {
             StepError::Unbuildable(_) => true,
-            StepError::Talk(TalkError::Refused(_)) => starting && retry.count >= REFUSALS,
+            StepError::Talk(TalkError::Refused(_)) | StepError::Seed(PeerError::Refused { .. }) => {
+                starting && retry.count >= REFUSALS
+            }
             _ => false,
         };
         if hopeless && starting {

@@ -1,6 +1,5 @@
 //! Starting QEMU, with its authorisation: the only place from which `Prepare` and `Run` are sent.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use holdfast_api::engine::{AfterReset, Instance, Migration};
@@ -8,8 +7,9 @@ use holdfast_api::names::secret::{CLOUD_INIT_KEYS, SYSPREP_KEYS};
 use holdfast_env::fault;
 use holdfast_hypervisor::definition::Definition;
 use holdfast_hypervisor::qmp::QemuVersion;
-use holdfast_hypervisor::{bootsector, compat};
-use holdfast_wire::launcher::{OnReset, Prepare, Request};
+use holdfast_hypervisor::{bootsector, compat, seed};
+use holdfast_wire::Id;
+use holdfast_wire::launcher::{OnReset, Prepare, Request, SeedFiles};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use kube::api::Api;
@@ -20,6 +20,7 @@ use crate::cluster::is_conflict;
 use crate::definition::{self, NodeFacts, Unbuildable};
 use crate::network::{GuestNic, NetworkError};
 use crate::node_agent::NodeAgent;
+use crate::peers::{PeerError, ask_seed, chain};
 use crate::report::{self, Facts};
 
 /// A step towards a running guest was not done.
@@ -37,6 +38,12 @@ pub enum StepError {
     /// The VM cannot be built as it is described; trying again does not help.
     #[error(transparent)]
     Unbuildable(#[from] Unbuildable),
+    /// The target of a move cannot get the provisioning data that the guest has.
+    #[error(
+        "the provisioning data was changed since the VM was started, and what it was started with cannot \
+         be had from the source of the move"
+    )]
+    Seed(#[source] PeerError),
     /// The network.
     #[error("the VM's network")]
     Network(#[from] NetworkError),
@@ -91,7 +98,7 @@ impl Start<'_> {
         let lowest = crate::node::lowest_qemu(self.qemu_version, nodes.iter().map(|node| &**node));
         let node = NodeFacts { accelerator: self.agent.accelerator, qemu_version: lowest };
         let bootable = |disk: &str| self.has_boot_sector(disk);
-        let definition = definition::build(&instance, &node, &seed_files, bootable)?;
+        let definition = definition::build(&instance, &node, &seed_files.0, bootable)?;
         let now = holdfast_env::now();
         let record = report::starting(self.facts, &definition, self.qemu_version, now);
         self.agent.cluster.write_instance_status(&instance, record).await?;
@@ -113,7 +120,7 @@ impl Start<'_> {
         let definition: Definition = serde_json::from_value(stored)
             .map_err(|e| Unbuildable(format!("the stored definition cannot be read: {e}")))?;
         self.check_compatible(&instance, &definition)?;
-        let seed_files = self.seed_files(&instance).await?;
+        let seed_files = self.seed_of_the_guest(&instance, &definition, &migration).await?;
         let uid = migration.metadata.uid.clone();
         self.send_prepare(&instance, &definition, seed_files, uid).await
     }
@@ -146,7 +153,7 @@ impl Start<'_> {
         &self,
         instance: &Instance,
         definition: &Definition,
-        seed_files: BTreeMap<String, String>,
+        seed_files: SeedFiles,
         incoming: Option<String>,
     ) -> Result<(), StepError> {
         let tap = self.plug(instance).await?;
@@ -169,13 +176,41 @@ impl Start<'_> {
     }
 
     /// The provisioning files: user data comes from the Secret or stands in the Instance.
-    async fn seed_files(&self, instance: &Instance) -> Result<BTreeMap<String, String>, StepError> {
-        let Some(seed) = &instance.spec.hardware.seed else { return Ok(BTreeMap::new()) };
+    async fn seed_files(&self, instance: &Instance) -> Result<SeedFiles, StepError> {
+        let Some(seed) = &instance.spec.hardware.seed else { return Ok(SeedFiles::default()) };
         let text = match (&seed.secret_name, &seed.inline) {
             (Some(name), _) => Some(self.secret(instance, name).await?),
             (None, inline) => inline.clone(),
         };
-        Ok(definition::seed_files(instance, text.as_deref())?)
+        Ok(SeedFiles(definition::seed_files(instance, text.as_deref())?))
+    }
+
+    /// The provisioning files that the guest was started with: it may have the disk open, so the target of
+    /// its move needs the same bytes. They are taken from where a start takes them as long as nobody has
+    /// changed them there, else from the source.
+    async fn seed_of_the_guest(
+        &self,
+        instance: &Instance,
+        definition: &Definition,
+        migration: &Migration,
+    ) -> Result<SeedFiles, StepError> {
+        let Some(wanted) = &definition.seed else { return Ok(SeedFiles::default()) };
+        match self.seed_files(instance).await {
+            Ok(files) if digest(&files).as_ref() == Some(&wanted.sha256) => return Ok(files),
+            Ok(_) => tracing::info!(id = %self.facts.id, "the provisioning data was changed since the start"),
+            Err(error) => {
+                tracing::info!(id = %self.facts.id, error = %chain(&error), "the provisioning data is gone");
+            }
+        }
+        let source = migration.status.as_ref().and_then(|status| status.source.as_ref());
+        let source = source.ok_or_else(|| StepError::NotYet("the move has no source".to_owned()))?;
+        let peer = self
+            .agent
+            .peer(&source.node)
+            .ok_or_else(|| StepError::NotYet(format!("the address of node {} is not known", source.node)))?;
+        let uid = migration.metadata.uid.as_deref().unwrap_or_default();
+        let id = Id { pod_uid: source.pod_uid.clone(), ..self.facts.id.clone() };
+        ask_seed(&*self.agent.outside.peers, &peer, uid, id).await.map_err(StepError::Seed)
     }
 
     async fn secret(&self, instance: &Instance, name: &str) -> Result<String, StepError> {
@@ -200,6 +235,11 @@ impl Start<'_> {
         let path = self.agent.outside.host.disk_image(&self.facts.id.pod_uid, self.pid, disk);
         path.is_none_or(|path| bootsector::has_boot_signature(&path).unwrap_or(true))
     }
+}
+
+/// Digest of the provisioning disk made of these files.
+fn digest(files: &SeedFiles) -> Option<String> {
+    seed::build(&files.0).ok().map(|image| seed::sha256(&image))
 }
 
 /// The network identity of an Instance's VM, plugged for one launcher; none for a VM without network.

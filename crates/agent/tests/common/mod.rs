@@ -28,7 +28,7 @@ use holdfast_wire::Id;
 use holdfast_wire::launcher::{ExitRecord, SOCKET_MEMORY_IN, SOCKET_MEMORY_OUT};
 use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
 use kube::ResourceExt as _;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -178,6 +178,11 @@ impl Cluster {
         secrets.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(secret)).await.unwrap();
     }
 
+    pub async fn delete_secret(&self, name: &str) {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "default");
+        secrets.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+
     pub fn instances(&self) -> Api<Instance> {
         Api::namespaced(self.client.clone(), "default")
     }
@@ -288,6 +293,8 @@ impl Cluster {
             target: side(to),
             ..Default::default()
         };
+        // What an earlier move left would stay under a merge.
+        self.set_status(json!({ "migration": null })).await;
         self.set_status(json!({ "migration": named })).await;
         created
     }

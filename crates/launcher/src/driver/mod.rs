@@ -17,7 +17,7 @@ use std::time::Duration;
 use holdfast_hypervisor::port::{Event as MachineEvent, Hypervisor, Machine, RunState, StartError, Started};
 use holdfast_wire::launcher::{
     Answer, Body, Cause, Event, ExitRecord, GuestFacts, MigrationEvent, MoveFailure, MoveProgress, MoveStage,
-    OnReset, Request, State, StopWhy, ToLauncher, VmState,
+    OnReset, Request, SeedFiles, State, StopWhy, ToLauncher, VmState,
 };
 use holdfast_wire::{Id, OLDEST, VERSION};
 use tokio::sync::mpsc;
@@ -96,6 +96,8 @@ struct Prepared {
     accelerator: String,
     incoming: Option<String>,
     on_reset: OnReset,
+    /// Kept for the target of a move.
+    seed_files: SeedFiles,
 }
 
 /// A graceful stop under way.
@@ -255,6 +257,10 @@ impl<H: Hypervisor> Driver<H> {
             }
             Request::Prepare(prepare) => return self.prepare(number, seq, *prepare, fds).await,
             Request::OpenStream(kind) => return self.open_stream(number, seq, kind).await,
+            Request::Seed => {
+                let files = self.prepared.as_ref().map(|p| p.seed_files.clone()).unwrap_or_default();
+                return self.answer(number, seq, Answer::Seed(files));
+            }
             Request::Run => self.run_guest().await,
             Request::Stop { grace_s, why } => {
                 self.stop(grace_s, why).await;

@@ -43,7 +43,7 @@ impl<H: Hypervisor> Driver<H> {
         if definition.nic.is_some() && tap.is_none() && self.hypervisor.needs_tap() {
             return Err("the machine has a network card, but no tap device came with Prepare".into());
         }
-        self.write_seed(&definition, &prepare.seed_files)?;
+        self.write_seed(&definition, &prepare.seed_files.0)?;
         self.copy_efi_variables(&definition)?;
         self.records.started(&self.config.id).map_err(|e| format!("recording the start: {e}"))?;
         let effective = match prepare.incoming {
@@ -62,6 +62,7 @@ impl<H: Hypervisor> Driver<H> {
             accelerator: effective.accelerator.to_string(),
             incoming: prepare.incoming,
             on_reset: prepare.on_reset,
+            seed_files: prepare.seed_files,
         });
         self.enter(Phase::Preparing);
         let (hypervisor, inbox) = (self.hypervisor.clone(), self.inbox.clone());
