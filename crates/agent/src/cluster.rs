@@ -1,14 +1,18 @@
 //! What the agent knows of the API: caches fed by watches, and the consistent reads and guarded
 //! writes that decisions need.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
+use holdfast_api::ModuleConfig;
 use holdfast_api::engine::{Instance, Migration};
-use holdfast_api::names::label;
+use holdfast_api::names::{MODULE_CONFIG, label};
+use holdfast_api::settings::VirtualizationSettings;
+use holdfast_reconcile::Reconnect;
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::WatchStreamExt as _;
@@ -18,8 +22,6 @@ use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-
-use crate::backoff::Pauses;
 
 /// Field manager of everything the agent writes.
 pub const FIELD_MANAGER: &str = "holdfast-agent";
@@ -73,6 +75,8 @@ pub struct Cluster {
     pub nodes: Arc<Cache<Node>>,
     /// The launcher pods of this node.
     pub pods: Arc<Cache<Pod>>,
+    /// The platform's settings. Nothing waits for them: there may be none.
+    pub settings: Arc<Cache<ModuleConfig>>,
     changed: watch::Sender<u64>,
     of_node: bool,
 }
@@ -86,6 +90,7 @@ impl Cluster {
             migrations: Arc::default(),
             nodes: Arc::default(),
             pods: Arc::default(),
+            settings: Arc::default(),
             changed: watch::Sender::new(0),
             of_node: node.is_some(),
         };
@@ -94,12 +99,14 @@ impl Cluster {
         cluster.follow(Api::all(client.clone()), all.clone(), cluster.nodes.clone());
         if let Some(node) = node {
             cluster.follow(Api::all(client.clone()), all.clone(), cluster.migrations.clone());
-            let ours = all.fields(&format!("spec.nodeName={node}")).labels(&format!(
+            let ours = all.clone().fields(&format!("spec.nodeName={node}")).labels(&format!(
                 "{}={}",
                 label::ROLE,
                 label::LAUNCHER
             ));
-            cluster.follow(Api::all(client), ours, cluster.pods.clone());
+            cluster.follow(Api::all(client.clone()), ours, cluster.pods.clone());
+            let settings = all.fields(&format!("metadata.name={MODULE_CONFIG}"));
+            cluster.follow(Api::all(client), settings, cluster.settings.clone());
         }
         cluster
     }
@@ -111,7 +118,7 @@ impl Cluster {
     {
         let changed = self.changed.clone();
         tokio::spawn(async move {
-            let mut events = watcher::watcher(api, config).backoff(Pauses::default()).boxed();
+            let mut events = watcher::watcher(api, config).backoff(Reconnect::remote()).boxed();
             let mut fresh = BTreeMap::new();
             let mut failing = false;
             while let Some(event) = events.next().await {
@@ -196,6 +203,17 @@ impl Cluster {
             drop(objects);
             self.changed.send_modify(|count| *count += 1);
         }
+    }
+
+    /// The pools of VM addresses as the settings name them; none where there are no settings (yet).
+    pub fn pools(&self) -> Option<BTreeSet<Ipv4Net>> {
+        let configs = self.settings.all();
+        if configs.is_empty() {
+            return None;
+        }
+        let settings = VirtualizationSettings::find(configs.iter().map(|config| &**config));
+        let pools = settings.virtual_machine_cidrs.iter().filter_map(|text| text.parse::<Ipv4Net>().ok());
+        Some(pools.map(|pool| pool.trunc()).collect())
     }
 
     /// Addresses of the nodes by name.

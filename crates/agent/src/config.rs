@@ -30,7 +30,8 @@ pub struct Config {
     pub outside: Outside,
     /// Where the keeper of the host's routes listens ([`crate::host_routes`]); none without one.
     pub host_routes: Option<SocketAddr>,
-    /// Pools of VM addresses; addresses of a pool that no VM has are dropped.
+    /// Pools of VM addresses until the platform's settings are known; addresses of a pool that no VM has
+    /// are dropped.
     pub pools: Vec<Ipv4Net>,
     /// Resolvers told to guests by DHCP; empty = none.
     pub dns: Vec<Ipv4Addr>,

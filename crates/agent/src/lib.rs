@@ -7,7 +7,6 @@
 
 pub mod accelerator;
 pub mod authorise;
-pub mod backoff;
 pub mod cluster;
 pub mod config;
 pub mod definition;

@@ -41,9 +41,10 @@ pub async fn keep(agent: Arc<NodeAgent>) {
     let mut changes = agent.cluster.changes();
     loop {
         changes.mark_unchanged();
-        let world = (vms(&agent.cluster), agent.cluster.node_addresses());
+        let cluster = &agent.cluster;
+        let (vms, nodes) = (vms(cluster), cluster.node_addresses());
         let mut pause = RESYNC;
-        if let Err(error) = agent.network.set_world(world.0, world.1).await {
+        if let Err(error) = agent.network.set_world(vms, nodes, cluster.pools()).await {
             tracing::warn!(error = %chain(&error), "routes are not as they should be; trying again");
             pause = Duration::from_secs(1);
         }

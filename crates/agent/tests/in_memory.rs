@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use common::*;
 use holdfast_agent::network::plan::Hop;
+use holdfast_api::ModuleConfig;
 use holdfast_api::engine::{self, ExitCause, ReportState};
 use holdfast_hypervisor::argv::SEED_IMAGE;
 use kube::ResourceExt as _;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 #[test]
@@ -87,6 +88,28 @@ fn the_same_move_writes_the_same_history() {
         assert_eq!(one, other, "write {number}");
     }
     assert_eq!(first.len(), second.len());
+}
+
+// VL §9.8
+#[test]
+fn unused_addresses_are_dropped_in_the_pools_that_the_settings_name_now() {
+    in_memory(|| async {
+        let cluster = Cluster::new().await;
+        let a = cluster.node("a", 1).await;
+        let dropped = || {
+            let tables = a.outside.kernel.tables();
+            let drops = tables.routes.iter().filter(|(_, hop)| **hop == Hop::Drop);
+            drops.map(|(net, _)| net.to_string()).collect::<Vec<_>>()
+        };
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(dropped(), ["10.66.10.0/24"]);
+        let configs: Api<ModuleConfig> = Api::all(cluster.client.clone());
+        let cidrs = json!({ "virtualMachineCIDRs": ["10.66.10.0/24", "10.77.0.0/16"] });
+        let patch = Patch::Merge(json!({ "spec": { "settings": cidrs } }));
+        configs.patch("virtualization", &PatchParams::default(), &patch).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(dropped(), ["10.66.10.0/24", "10.77.0.0/16"]);
+    });
 }
 
 // The guest may have its provisioning disk open: the target gets the bytes it was started with, also

@@ -221,7 +221,7 @@ fn a_guest_cannot_use_another_address_or_hardware_address() {
     on_a_node(|| async {
         let network = start().await.unwrap();
         let mut guest = Guest::new(network.plug(nic()).await.unwrap().unwrap());
-        network.set_world(vec![vm("a", false)], nodes()).await.unwrap();
+        network.set_world(vec![vm("a", false)], nodes(), None).await.unwrap();
         let service = UdpSocket::bind((NODE, 0)).unwrap();
         service.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let to = (NODE, service.local_addr().unwrap().port());
@@ -255,10 +255,10 @@ fn routes_follow_the_guest_on_both_sides_of_a_move() {
         let there = format!("10.66.10.14 via {OTHER_NODE} dev eth0");
         let here = format!("10.66.10.14 dev {TAP} scope link src {NODE}");
 
-        network.set_world(vec![vm("b", false)], nodes()).await.unwrap();
+        network.set_world(vec![vm("b", false)], nodes(), None).await.unwrap();
         assert_eq!(routes(), [there.as_str()]);
         let guest = network.plug(nic()).await.unwrap();
-        network.set_world(vec![vm("b", true)], nodes()).await.unwrap();
+        network.set_world(vec![vm("b", true)], nodes(), None).await.unwrap();
         assert_eq!(routes(), [there.as_str()], "the target is silent before the switch");
 
         network.hint(GUEST, "a", NODE, (1, 10)).await.unwrap();
@@ -268,7 +268,7 @@ fn routes_follow_the_guest_on_both_sides_of_a_move() {
         network.hint(GUEST, "b", OTHER_NODE, (1, 11)).await.unwrap();
         assert_eq!(routes(), [there.as_str()], "switched back after a failure");
         network.hint(GUEST, "a", NODE, (1, 12)).await.unwrap();
-        network.set_world(vec![vm("a", false)], nodes()).await.unwrap();
+        network.set_world(vec![vm("a", false)], nodes(), None).await.unwrap();
         assert_eq!(routes(), [here.as_str()], "flipped in the API");
 
         drop(guest);
@@ -289,7 +289,7 @@ fn a_restarted_agent_adopts_live_taps_and_removes_leftovers() {
             ..nic()
         };
         let leftover = first.plug(stale).await.unwrap();
-        first.set_world(vec![vm("a", false)], nodes()).await.unwrap();
+        first.set_world(vec![vm("a", false)], nodes(), None).await.unwrap();
         drop(first);
         assert!(ip("-o link show").contains("vm00000000"));
         ip("route add 10.66.10.77 via 10.199.0.9 proto 72");
@@ -297,7 +297,7 @@ fn a_restarted_agent_adopts_live_taps_and_removes_leftovers() {
 
         let second = start().await.unwrap();
         second.adopt(nic()).await.unwrap();
-        second.set_world(vec![vm("a", false)], nodes()).await.unwrap();
+        second.set_world(vec![vm("a", false)], nodes(), None).await.unwrap();
         second.remove_leftovers(&BTreeSet::new()).await.unwrap();
         assert_eq!(routes(), [format!("10.66.10.14 dev {TAP} scope link src {NODE}")]);
         assert!(ip("route show").contains("10.66.10.78"), "somebody else's route stays");
@@ -316,7 +316,7 @@ fn a_word_that_comes_before_the_api_was_read_takes_no_other_route_away() {
         let network = start().await.unwrap();
         network.hint(GUEST, "b", OTHER_NODE, (1, 1)).await.unwrap();
         assert_eq!(routes(), ["10.66.10.14 via 10.199.0.2 dev eth0", "10.66.10.77 via 10.199.0.9 dev eth0"]);
-        network.set_world(vec![vm("b", false)], nodes()).await.unwrap();
+        network.set_world(vec![vm("b", false)], nodes(), None).await.unwrap();
         assert_eq!(routes(), ["10.66.10.14 via 10.199.0.2 dev eth0"], "the API knows no 10.66.10.77");
     });
 }

@@ -292,7 +292,8 @@ impl Network {
         self.route().await
     }
 
-    /// Takes over what the API says about VMs and nodes and brings the routes in line.
+    /// Takes over what the API says about VMs, nodes and the pools of addresses (none: as configured) and
+    /// brings the routes in line.
     ///
     /// # Errors
     /// The kernel refuses a route; call again.
@@ -300,22 +301,19 @@ impl Network {
         &self,
         vms: Vec<Vm>,
         nodes: BTreeMap<String, Ipv4Addr>,
+        pools: Option<BTreeSet<Ipv4Net>>,
     ) -> Result<(), NetworkError> {
         {
             let mut state = self.state.lock();
+            let pools = pools.unwrap_or_else(|| self.settings.pools.clone());
+            if state.pools != pools {
+                tracing::info!(?pools, "pools of VM addresses");
+                state.pools = pools;
+            }
             state.vms = vms;
             state.nodes = nodes;
             state.complete = true;
         }
-        self.route().await
-    }
-
-    /// Replaces the pools of VM addresses.
-    ///
-    /// # Errors
-    /// The kernel refuses a route; call again.
-    pub async fn set_pools(&self, pools: BTreeSet<Ipv4Net>) -> Result<(), NetworkError> {
-        self.state.lock().pools = pools;
         self.route().await
     }
 
