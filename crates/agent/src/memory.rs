@@ -136,8 +136,10 @@ pub struct Tables {
     pub filter: Vec<filter::Guest>,
     /// Permanent neighbours: guests by tap.
     pub wires: BTreeMap<String, Wire>,
-    /// Leases by tap, whether or not their server lives.
+    /// Leases that are being served, by tap.
     pub leases: BTreeMap<String, dhcp::Lease>,
+    servers: BTreeMap<String, u64>,
+    last_server: u64,
 }
 
 impl NodeKernel {
@@ -158,6 +160,24 @@ impl Tables {
         self.wires.remove(name);
         self.leases.remove(name);
         self.routes.retain(|_, hop| *hop != Hop::Tap(name.to_owned()));
+    }
+}
+
+/// Serves the lease of one tap as long as it lives.
+struct Server {
+    kernel: NodeKernel,
+    tap: String,
+    number: u64,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let mut tables = self.kernel.0.lock();
+        // A newer server of the same tap stays.
+        if tables.servers.get(&self.tap) == Some(&self.number) {
+            tables.servers.remove(&self.tap);
+            tables.leases.remove(&self.tap);
+        }
     }
 }
 
@@ -195,8 +215,16 @@ impl Kernel for NodeKernel {
         _gateway: Ipv4Addr,
         lease: dhcp::Lease,
     ) -> Result<BoxFuture<'static, ()>, NetworkError> {
-        self.0.lock().leases.insert(tap.to_owned(), lease);
-        Ok(Box::pin(std::future::pending()))
+        let mut tables = self.0.lock();
+        tables.last_server += 1;
+        let number = tables.last_server;
+        tables.servers.insert(tap.to_owned(), number);
+        tables.leases.insert(tap.to_owned(), lease);
+        let server = Server { kernel: self.clone(), tap: tap.to_owned(), number };
+        Ok(Box::pin(async move {
+            let _server = server;
+            std::future::pending().await
+        }))
     }
 
     fn load_filter<'a>(

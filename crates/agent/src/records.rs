@@ -48,6 +48,11 @@ impl PodsDir {
         self.run(pod_uid).join(SOCKET)
     }
 
+    /// Where the agent records the network of the pod's guest.
+    pub fn network(&self, pod_uid: &str) -> PathBuf {
+        self.dir.join(pod_uid).join("network.json")
+    }
+
     /// A volume of the pod by name, whatever its kind.
     pub fn volume(&self, pod_uid: &str, name: &str) -> Option<PathBuf> {
         let kinds = std::fs::read_dir(self.dir.join(pod_uid).join("volumes")).ok()?;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::conversation::{Conversation, Hello, PROMPT, TalkError};
 use super::plan::{Asked, Observed, Step, plan};
-use super::start::{Start, StepError, guest_nic};
+use super::start::{Start, StepError};
 use crate::host::{Look, Outside};
 use crate::migration::Outgoing;
 use crate::node_agent::{Connected, NodeAgent};
@@ -199,7 +199,11 @@ impl Driver {
             while let Ok(event) = events.try_recv() {
                 self.take_in(event, conversation);
             }
-            self.adopt_network().await;
+            let (id, vm) = {
+                let facts = self.facts.borrow();
+                (facts.id.clone(), facts.state.vm)
+            };
+            super::adoption::adopt(&self.agent, &id, vm).await;
             changes.mark_unchanged();
             if self.facts.borrow().pod_name.is_empty() {
                 self.learn_identity();
@@ -281,29 +285,6 @@ impl Driver {
             state: facts.state.clone(),
             run: self.agent.pods.run(&self.pod_uid),
         });
-    }
-
-    /// A launcher that holds a tap which this agent does not serve: the agent was restarted.
-    async fn adopt_network(&self) {
-        let (id, vm) = {
-            let facts = self.facts.borrow();
-            (facts.id.clone(), facts.state.vm)
-        };
-        let holds_tap = !matches!(vm, VmState::Empty | VmState::Preparing | VmState::Ended);
-        if !holds_tap || self.agent.network.has(&id.instance_uid, &id.pod_uid) {
-            return;
-        }
-        let Some(instance) = self.agent.instance(&id) else { return };
-        match guest_nic(&id, &instance) {
-            Ok(Some(nic)) => {
-                tracing::info!(%id, "adopting the VM's network");
-                if let Err(error) = self.agent.network.adopt(nic).await {
-                    tracing::warn!(%id, error = %chain(&error), "the VM's network could not be adopted");
-                }
-            }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%id, %error, "the VM's network could not be adopted"),
-        }
     }
 
     async fn act(

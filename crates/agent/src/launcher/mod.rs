@@ -1,6 +1,7 @@
 //! The launchers of this node: one driver each, from the moment the pod's directory appears until the
 //! launcher has ended, and one reporter each, until the pod is gone.
 
+pub mod adoption;
 pub mod conversation;
 pub mod driver;
 pub mod plan;

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use kube::api::Api;
 
+use super::adoption;
 use super::conversation::{Conversation, PREPARE, PROMPT, TalkError};
 use crate::authorise::{self, Refusal};
 use crate::cluster::is_conflict;
@@ -171,7 +172,13 @@ impl Start<'_> {
     async fn plug(&self, instance: &Instance) -> Result<Option<OwnedFd>, StepError> {
         match guest_nic(&self.facts.id, instance)? {
             None => Ok(None),
-            Some(nic) => Ok(self.agent.network.plug(nic).await?),
+            Some(nic) => {
+                let tap = self.agent.network.plug(nic.clone()).await?;
+                if let Err(error) = adoption::remember(&self.agent.pods.network(&nic.pod_uid), &nic) {
+                    tracing::warn!(%error, "a restarted agent will serve this guest only once it reaches the API");
+                }
+                Ok(tap)
+            }
         }
     }
 

@@ -42,12 +42,26 @@ pub fn in_memory<T, F: Future<Output = T>>(test: impl FnOnce() -> F) -> T {
     let log = tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::INFO);
     // The first test of the process sets it.
     let _ = log.try_init();
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime = runtime();
     let began = runtime.block_on(async { Instant::now() });
     let random = Cell::new(0);
     let _installed = holdfast_env::ambient::install(Rc::new(Repeatable { began, random }));
     runtime.block_on(test())
+}
+
+/// A runtime for one process: timers, nothing else.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+/// Lets every process run for about this time.
+pub fn run_all(processes: &[&tokio::runtime::Runtime], time: Duration) {
+    let turn = Duration::from_millis(5);
+    for _ in 0..time.as_millis() / turn.as_millis() {
+        for process in processes {
+            process.block_on(async { tokio::time::sleep(turn).await });
+        }
+    }
 }
 
 struct Repeatable {
@@ -90,7 +104,7 @@ pub struct Member {
     pub address: Ipv4Addr,
     pub outside: Node,
     pods_dir: PathBuf,
-    agent: JoinHandle<anyhow::Result<()>>,
+    agent: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
 /// A launcher and its pod.
@@ -124,7 +138,15 @@ impl Cluster {
         }
     }
 
+    /// A node and its agent.
     pub async fn node(&self, name: &str, last: u8) -> Member {
+        let mut member = self.member(name, last).await;
+        member.agent = Some(tokio::spawn(holdfast_agent::run(member.config(self.api(name)))));
+        member
+    }
+
+    /// A node without an agent.
+    pub async fn member(&self, name: &str, last: u8) -> Member {
         let address = Ipv4Addr::new(10, 0, 0, last);
         let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(self.client.clone());
         let node = serde_json::from_value(json!({ "metadata": { "name": name } })).unwrap();
@@ -134,22 +156,12 @@ impl Cluster {
         nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
         let outside = Node::new(name, address, &self.underlay);
         let pods_dir = self.dir.path().join(name);
-        let agent = tokio::spawn(holdfast_agent::run(Config {
-            node: name.to_owned(),
-            boot_id: format!("boot-{name}"),
-            node_address: address,
-            uplink: "eth0".to_owned(),
-            gateway: GATEWAY,
-            pods_dir: pods_dir.clone(),
-            home_id: "abcd".to_owned(),
-            client: holdfast_kubelith::inprocess::client(&self.app, Identity::Agent(name).user()),
-            outside: outside.outside(),
-            host_routes: None,
-            pools: vec!["10.66.10.0/24".parse().unwrap()],
-            dns: vec![],
-            accelerator: AcceleratorChoice::Auto,
-        }));
-        Member { name: name.to_owned(), address, outside, pods_dir, agent }
+        Member { name: name.to_owned(), address, outside, pods_dir, agent: None }
+    }
+
+    /// The API as the agent of a node reaches it. Belongs to the runtime it is made in.
+    pub fn api(&self, node: &str) -> kube::Client {
+        holdfast_kubelith::inprocess::client(&self.app, Identity::Agent(node).user())
     }
 
     /// An Instance that shall run; `edit` changes its hardware.
@@ -327,10 +339,29 @@ impl Cluster {
 }
 
 impl Member {
+    /// What its agent is told when it starts.
+    pub fn config(&self, client: kube::Client) -> Config {
+        Config {
+            node: self.name.clone(),
+            boot_id: format!("boot-{}", self.name),
+            node_address: self.address,
+            uplink: "eth0".to_owned(),
+            gateway: GATEWAY,
+            pods_dir: self.pods_dir.clone(),
+            home_id: "abcd".to_owned(),
+            client,
+            outside: self.outside.outside(),
+            host_routes: None,
+            pools: vec!["10.66.10.0/24".parse().unwrap()],
+            dns: vec![],
+            accelerator: AcceleratorChoice::Auto,
+        }
+    }
+
     /// Waits until the agent stops.
     pub async fn stopped(self) {
         self.outside.host.stop_agent();
-        self.agent.await.unwrap().unwrap();
+        self.agent.unwrap().await.unwrap().unwrap();
     }
 }
 

@@ -1,0 +1,70 @@
+//! An agent dies (its runtime is dropped, as a simulation does it) and another one takes its place.
+
+mod common;
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use common::*;
+use holdfast_agent::network::plan::Hop;
+use holdfast_api::engine::ReportState;
+
+/// An API that never answers.
+#[derive(Clone)]
+struct Silence;
+
+impl tower_service::Service<http::Request<kube::client::Body>> for Silence {
+    type Response = http::Response<kube::client::Body>;
+    type Error = Infallible;
+    type Future = std::future::Pending<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Request<kube::client::Body>) -> Self::Future {
+        std::future::pending()
+    }
+}
+
+// The guest's renewals, its filter and its route do not wait for the API.
+#[test]
+fn a_restarted_agent_serves_its_guests_while_the_api_is_away() {
+    let world = runtime();
+    let (cluster, a, launched, first) = world.block_on(async {
+        let cluster = Cluster::new().await;
+        let a = cluster.member("a", 1).await;
+        let first = runtime();
+        let api = {
+            let _inside = first.enter();
+            cluster.api("a")
+        };
+        first.spawn(holdfast_agent::run(a.config(api)));
+        let instance = cluster.instance(|_| ()).await;
+        let launched = cluster.launch(&instance, &a, "launcher-1").await;
+        cluster.claim(&launched, &a).await;
+        (cluster, a, launched, first)
+    });
+    run_all(&[&world, &first], Duration::from_secs(2));
+    world.block_on(cluster.until_reported(ReportState::Running));
+    let before = a.outside.kernel.tables();
+    assert_eq!((before.leases.len(), before.filter.len()), (1, 1));
+
+    drop(first);
+    run_all(&[&world], Duration::from_secs(1));
+    assert!(a.outside.kernel.tables().leases.is_empty(), "nobody answers the guest");
+    assert_eq!(cluster.executes_in(), Some(launched.run.clone()), "the guest runs on");
+
+    let second = runtime();
+    let silence = {
+        let _inside = second.enter();
+        kube::Client::new(Silence, "default")
+    };
+    second.spawn(holdfast_agent::run(a.config(silence)));
+    run_all(&[&world, &second], Duration::from_secs(2));
+    let after = a.outside.kernel.tables();
+    assert_eq!((after.leases, after.filter), (before.leases, before.filter));
+    assert!(matches!(after.routes[&VM.into()], Hop::Tap(_)));
+    assert_eq!(cluster.executes_in(), Some(launched.run));
+}
