@@ -107,7 +107,7 @@ impl Dialer {
         match frame::read::<Opened>(&mut stream).await? {
             Some(Opened::Stream) => Ok((stream, None)),
             Some(Opened::Refused { why }) => Ok((stream, Some(why))),
-            Some(Opened::Done | Opened::Records(_)) => {
+            Some(Opened::Done | Opened::Records(_) | Opened::Seed(_)) => {
                 anyhow::bail!("the agent gave an answer that does not fit the question")
             }
             None => anyhow::bail!("the agent closed the connection without an answer"),
