@@ -66,6 +66,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(lease);
     tokio::spawn(node::keep_labels(cluster.clone(), config.node.clone(), found.accelerator, outside.host));
     let agent = Arc::new(NodeAgent::new(config, cluster, network, found.accelerator, gate));
+    // The first guest that is adopted must not take the filter of the others away.
+    agent.network.expect(launcher::adoption::plugged_before(&agent.pods));
     tokio::spawn(routes::keep(agent.clone()));
     tokio::spawn(remove_leftovers(agent.clone()));
     tokio::spawn(orphans::follow(agent.clone()));

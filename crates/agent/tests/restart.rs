@@ -2,12 +2,17 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use common::*;
+use holdfast_agent::memory::NodeKernel;
+use holdfast_agent::network::names::Mac;
 use holdfast_agent::network::plan::Hop;
+use holdfast_agent::network::{GuestNic, Network, Settings};
 use holdfast_api::engine::ReportState;
 
 /// An API that never answers.
@@ -67,4 +72,46 @@ fn a_restarted_agent_serves_its_guests_while_the_api_is_away() {
     assert_eq!((after.leases, after.filter), (before.leases, before.filter));
     assert!(matches!(after.routes[&VM.into()], Hop::Tap(_)));
     assert_eq!(cluster.executes_in(), Some(launched.run));
+}
+
+// INV-12: no guest is ever without its filter, whoever is adopted first.
+#[test]
+fn adopting_one_guest_keeps_the_filter_of_the_others() {
+    runtime().block_on(async {
+        let kernel = NodeKernel::default();
+        let nic = |n: u8| GuestNic {
+            instance_uid: format!("0000000{n}-0000"),
+            pod_uid: format!("p{n}"),
+            mac: Mac([2, 0, 0, 0, 0, n]),
+            address: [10, 66, 10, n].into(),
+            host_name: format!("vm{n}"),
+        };
+        let start = || Network::start(settings(), Arc::new(kernel.clone()));
+        let guests = || kernel.tables().filter.iter().map(|guest| guest.mac).collect::<Vec<_>>();
+        let first = start().await.unwrap();
+        first.plug(nic(1)).await.unwrap();
+        first.plug(nic(2)).await.unwrap();
+        assert_eq!(guests(), [nic(1).mac, nic(2).mac]);
+        drop(first);
+
+        let second = start().await.unwrap();
+        second.expect([nic(1), nic(2), nic(3)]);
+        second.adopt(nic(2)).await.unwrap();
+        assert_eq!(guests(), [nic(2).mac, nic(1).mac], "the third has no tap any more");
+        second.remove_leftovers(&BTreeSet::from([nic(2).instance_uid])).await.unwrap();
+        assert_eq!(guests(), [nic(2).mac]);
+        assert_eq!(kernel.tables().links.len(), 1);
+    });
+}
+
+fn settings() -> Settings {
+    Settings {
+        node: "a".into(),
+        node_address: [10, 0, 0, 1].into(),
+        uplink: "eth0".into(),
+        gateway: holdfast_agent::GATEWAY,
+        table: "holdfast_test".into(),
+        dns: vec![],
+        pools: BTreeSet::new(),
+    }
 }

@@ -15,6 +15,7 @@ use super::start::guest_nic;
 use crate::network::GuestNic;
 use crate::node_agent::NodeAgent;
 use crate::peers::chain;
+use crate::records::PodsDir;
 
 /// A [`GuestNic`] as it is written.
 #[derive(Serialize, Deserialize)]
@@ -51,11 +52,20 @@ pub fn remember(path: &Path, nic: &GuestNic) -> io::Result<()> {
 
 /// What was plugged for this launcher, as far as the record is there and can be read.
 pub fn recall(path: &Path, id: &Id) -> Option<GuestNic> {
+    read(path).filter(|nic| nic.instance_uid == id.instance_uid && nic.pod_uid == id.pod_uid)
+}
+
+fn read(path: &Path) -> Option<GuestNic> {
     let record: Record = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-    let ours = record.instance_uid == id.instance_uid && record.pod_uid == id.pod_uid;
     let mac = record.mac.parse().ok()?;
     let Record { instance_uid, pod_uid, address, host_name, .. } = record;
-    ours.then_some(GuestNic { instance_uid, pod_uid, mac, address, host_name })
+    Some(GuestNic { instance_uid, pod_uid, mac, address, host_name })
+}
+
+/// Everything that earlier agents plugged and whose pod is still here.
+pub fn plugged_before(pods: &PodsDir) -> Vec<GuestNic> {
+    let pods_here = pods.launchers().unwrap_or_default();
+    pods_here.iter().filter_map(|pod| read(&pods.network(pod)).filter(|nic| nic.pod_uid == *pod)).collect()
 }
 
 /// Takes charge of the network of a launcher that holds a tap which this agent does not serve. The API's

@@ -131,6 +131,8 @@ const HINT_MEMORY: Duration = Duration::from_secs(600);
 #[derive(Default)]
 struct State {
     guests: BTreeMap<String, Plugged>,
+    /// Plugged by an earlier agent and not yet adopted, by uid of the Instance.
+    expected: BTreeMap<String, GuestNic>,
     vms: Vec<Vm>,
     nodes: BTreeMap<String, Ipv4Addr>,
     hints: BTreeMap<Ipv4Addr, StoredHint>,
@@ -193,6 +195,13 @@ impl Network {
         self.set_up(nic, tap).await
     }
 
+    /// Guests that an earlier agent plugged and that may run: their filter stays until they are adopted, or
+    /// until it is known who is gone ([`Self::remove_leftovers`]).
+    pub fn expect(&self, guests: impl IntoIterator<Item = GuestNic>) {
+        let guests = guests.into_iter().map(|nic| (nic.instance_uid.clone(), nic));
+        self.state.lock().expected.extend(guests);
+    }
+
     async fn set_up(&self, nic: GuestNic, tap: String) -> Result<(), NetworkError> {
         let links = self.kernel.links()?;
         let link = find(&links, &tap)?;
@@ -202,7 +211,11 @@ impl Network {
         let dhcp = tokio::spawn(serving).abort_handle();
         let uid = nic.instance_uid.clone();
         let plugged = Plugged { nic, tap, dhcp };
-        self.state.lock().guests.insert(uid, plugged);
+        {
+            let mut state = self.state.lock();
+            state.expected.remove(&uid);
+            state.guests.insert(uid, plugged);
+        }
         self.load_filter(&links).await?;
         self.route().await
     }
@@ -219,18 +232,18 @@ impl Network {
     }
 
     async fn load_filter(&self, links: &Links) -> Result<(), NetworkError> {
-        let guests: Vec<filter::Guest> = self
-            .state
-            .lock()
-            .guests
-            .values()
-            .filter(|plugged| links.contains_key(&plugged.tap))
-            .map(|plugged| filter::Guest {
-                tap: plugged.tap.clone(),
-                mac: plugged.nic.mac,
-                address: plugged.nic.address,
-            })
-            .collect();
+        let guests: Vec<filter::Guest> = {
+            let state = self.state.lock();
+            let ours = state.guests.values().map(|plugged| &plugged.nic);
+            ours.chain(state.expected.values())
+                .map(|nic| filter::Guest {
+                    tap: tap_name(&nic.instance_uid),
+                    mac: nic.mac,
+                    address: nic.address,
+                })
+                .filter(|guest| links.contains_key(&guest.tap))
+                .collect()
+        };
         self.kernel.load_filter(&self.settings.table, self.settings.gateway, &guests).await
     }
 
@@ -281,7 +294,11 @@ impl Network {
         let _guard = self.plugging.lock().await;
         let links = self.kernel.links()?;
         let mut ours: BTreeSet<String> = keep.iter().map(|uid| tap_name(uid)).collect();
-        ours.extend(self.state.lock().guests.values().map(|plugged| plugged.tap.clone()));
+        {
+            let mut state = self.state.lock();
+            state.expected.clear();
+            ours.extend(state.guests.values().map(|plugged| plugged.tap.clone()));
+        }
         self.load_filter(&links).await?;
         for (name, link) in &links {
             if is_tap_name(name) && !ours.contains(name) {

@@ -68,6 +68,38 @@ fn evict_moves_a_guest_that_does_not_notice() -> Result<()> {
     Ok(())
 }
 
+// The guest may have its provisioning disk open: it stays as it was at the start, on every node.
+#[test]
+fn a_guest_moves_after_its_cloud_init_secret_was_edited() -> Result<()> {
+    let home = Home::up(2)?;
+    let secret = |user_data: &str| {
+        let text: String = user_data.lines().map(|line| format!("    {line}\n")).collect();
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: seed}}\n\
+             type: provisioning.virtualization.deckhouse.io/cloud-init\n\
+             stringData:\n  userData: |\n{text}"
+        )
+    };
+    home.apply(&secret(manifests::USER_DATA))?;
+    let vm = manifests::vm("v", "");
+    let inline = vm.find("    type: UserData").zip(vm.find("  cpu: ")).expect("the manifest's provisioning");
+    let by_reference = "    type: UserDataRef\n    userDataRef: {kind: Secret, name: seed}\n";
+    let vm = format!("{}{by_reference}{}", &vm[..inline.0], &vm[inline.1..]);
+    home.apply(&(manifests::demo_image() + &manifests::disk("v-root") + &vm))?;
+    let guest = wait_ready(&home, "v")?;
+    let boot = guest.boot_id()?;
+    let read = "sudo sh -c 'echo 3 > /proc/sys/vm/drop_caches; sha256sum /dev/sdb'";
+    let (source, disk) = (node_of(&home, "v"), guest.run(read)?);
+
+    home.apply(&secret(&format!("{}hostname: edited\n", manifests::USER_DATA)))?;
+    home.apply(&manifests::vmop("evict-v", "v", "Evict"))?;
+    vmop_phase(&home, "evict-v", "Completed")?;
+    ensure!(node_of(&home, "v") != source);
+    ensure!(guest.boot_id()? == boot, "the guest has booted again");
+    ensure!(guest.run(read)? == disk, "the provisioning disk differs");
+    Ok(())
+}
+
 // MM-O16 MM-O17 MM-O25
 #[test]
 fn deleting_the_operation_calls_the_move_off() -> Result<()> {
