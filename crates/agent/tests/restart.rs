@@ -13,7 +13,7 @@ use holdfast_agent::memory::NodeKernel;
 use holdfast_agent::network::names::Mac;
 use holdfast_agent::network::plan::Hop;
 use holdfast_agent::network::{GuestNic, Network, Settings};
-use holdfast_api::engine::ReportState;
+use holdfast_api::engine::{ExitCause, ReportState};
 
 /// An API that never answers.
 #[derive(Clone)]
@@ -72,6 +72,30 @@ fn a_restarted_agent_serves_its_guests_while_the_api_is_away() {
     assert_eq!((after.leases, after.filter), (before.leases, before.filter));
     assert!(matches!(after.routes[&VM.into()], Hop::Tap(_)));
     assert_eq!(cluster.executes_in(), Some(launched.run));
+}
+
+// A crash of a launcher takes its QEMU along; its agent sees an empty pod without a word.
+#[test]
+fn a_launcher_that_dies_is_reported_as_a_crash() {
+    let (world, process) = (runtime(), runtime());
+    let (cluster, a, launched) = world.block_on(async {
+        let cluster = Cluster::new().await;
+        let a = cluster.node("a", 1).await;
+        let instance = cluster.instance(|_| ()).await;
+        let launched = cluster.launch_in(process.handle(), &instance, &a, "launcher-1").await;
+        cluster.claim(&launched, &a).await;
+        (cluster, a, launched)
+    });
+    run_all(&[&world, &process], Duration::from_secs(1));
+    world.block_on(cluster.until_reported(ReportState::Running));
+
+    drop(process);
+    cluster.qemu.kill(&launched.run);
+    a.outside.host.ended(&launched.id.pod_uid);
+    let report = world.block_on(cluster.until_reported(ReportState::Ended)).report.unwrap();
+    assert_eq!((report.cause, report.cgroup_empty), (Some(ExitCause::Crash), true));
+    run_all(&[&world], Duration::from_secs(1));
+    assert!(a.outside.kernel.tables().links.is_empty(), "unplugged");
 }
 
 // INV-12: no guest is ever without its filter, whoever is adopted first.

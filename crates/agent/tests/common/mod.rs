@@ -30,6 +30,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -210,6 +211,17 @@ impl Cluster {
 
     /// Starts a launcher pod on a node, as the node's runtime would.
     pub async fn launch(&self, instance: &Instance, node: &Member, name: &str) -> Launched {
+        self.launch_in(&Handle::current(), instance, node, name).await
+    }
+
+    /// As [`Self::launch`], with the launcher in a process of its own.
+    pub async fn launch_in(
+        &self,
+        process: &Handle,
+        instance: &Instance,
+        node: &Member,
+        name: &str,
+    ) -> Launched {
         let uid = instance.uid().unwrap();
         let labels = json!({ label::ROLE: label::LAUNCHER, label::CREATED_BY: uid, label::EPOCH: "1" });
         let pod = json!({
@@ -237,7 +249,7 @@ impl Cluster {
             },
         };
         let (qemu, pod_uid) = (self.qemu.clone(), id.pod_uid.clone());
-        let task = tokio::spawn(async move {
+        let task = process.spawn(async move {
             let record = holdfast_launcher::run(config, qemu).await;
             host.ended(&pod_uid);
             record
