@@ -2,7 +2,7 @@
 //!
 //! Proven by the same contract tests as the real driver (`tests/contract.rs`). All machines of one
 //! [`Fake`] (and its clones) live in one world: they see each other's disk locks and migration sockets.
-//! Memory moves at once, or over a link of finite speed against a guest that dirties it ([`travel`]).
+//! Memory moves at once, or over a link of finite speed against a guest that dirties it (`travel`).
 
 mod travel;
 
