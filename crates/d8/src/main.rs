@@ -2,6 +2,7 @@
 //!
 //! Here: the command tree and the exit codes. Not here: what the API server decides. Source: cli-and-console.md part I.
 
+mod arguments;
 mod connection;
 mod console;
 mod kubectl;
@@ -14,7 +15,7 @@ mod websocket;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use connection::ConnectionFlags;
 
@@ -86,7 +87,12 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors; everything else is one, and one is the exit code (§2).
-            let _ = error.print();
+            match arguments::wrong_number(Cli::command(), std::env::args_os()) {
+                Some(text) if error.use_stderr() => eprintln!("{text}"),
+                _ => {
+                    let _ = error.print();
+                }
+            }
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };

@@ -9,6 +9,7 @@ use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::connection::ConnectionFlags;
 use crate::target::Target;
@@ -82,7 +83,9 @@ pub async fn run(flags: &ConnectionFlags, args: &PortForwardArgs) -> Result<Exit
                 tokio::spawn(async move {
                     let sub = format!("portforward?port={port}&protocol=tcp");
                     match websocket::open(&client, &namespace, &name, &sub).await {
-                        Ok(stream) => copy(stream, connection).await,
+                        Ok(stream) => {
+                            copy(stream, connection).await;
+                        }
                         Err(why) => eprintln!("Error: port {port} of {name}: {why}"),
                     }
                 });
@@ -93,10 +96,11 @@ pub async fn run(flags: &ConnectionFlags, args: &PortForwardArgs) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Copies both ways between a WebSocket and a TCP connection until one ends.
-pub async fn copy(stream: Stream, connection: tokio::net::TcpStream) {
+/// Copies both ways between a WebSocket and a TCP connection until one ends; the code with which the
+/// server closed, if it did.
+pub async fn copy(stream: Stream, connection: tokio::net::TcpStream) -> Option<CloseCode> {
     let (read, write) = connection.into_split();
-    copy_halves(stream, read, write, Duration::from_secs(60)).await;
+    copy_halves(stream, read, write, Duration::from_secs(60)).await
 }
 
 /// Copies both ways. The input's end is passed on as an end of the whole stream only after the guest is done too:
@@ -106,7 +110,8 @@ async fn copy_halves(
     mut read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
     after_input: Duration,
-) {
+) -> Option<CloseCode> {
+    let mut code = None;
     let (mut to_guest, mut from_guest) = stream.split();
     {
         let up = async {
@@ -121,7 +126,10 @@ async fn copy_halves(
             while let Some(Ok(message)) = from_guest.next().await {
                 let written = match message {
                     Message::Binary(bytes) => write.write_all(&bytes).await.and(write.flush().await),
-                    Message::Close(_) => break,
+                    Message::Close(frame) => {
+                        code = frame.map(|frame| frame.code);
+                        break;
+                    }
                     _ => Ok(()),
                 };
                 if written.is_err() {
@@ -141,6 +149,7 @@ async fn copy_halves(
     // Both ends are gone or going: nothing to do about a failure.
     let _ = to_guest.close().await;
     let _ = write.shutdown().await;
+    code
 }
 
 #[cfg(test)]

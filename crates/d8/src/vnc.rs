@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::connection::ConnectionFlags;
 use crate::port_forward::copy;
@@ -88,7 +89,11 @@ async fn exists(client: &kube::Client, namespace: &str, name: &str) -> Result<()
 
 async fn serve(client: &kube::Client, namespace: &str, name: &str, viewer: TcpStream) {
     match websocket::open(client, namespace, name, "vnc").await {
-        Ok(stream) => copy(stream, viewer).await,
+        Ok(stream) => {
+            if copy(stream, viewer).await == Some(CloseCode::Away) {
+                eprintln!("You were disconnected: another user has connected to the screen of {name}.");
+            }
+        }
         Err(why) => eprintln!("Error: {why}"),
     }
 }

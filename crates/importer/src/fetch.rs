@@ -12,6 +12,7 @@ use ureq::http::Response;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::Error;
+use crate::cause::Cause;
 use crate::progress::Counter;
 
 /// Without a byte for this long one attempt is over.
@@ -61,12 +62,6 @@ impl std::fmt::Debug for Download {
     }
 }
 
-/// One attempt's failure: whether another attempt can help.
-struct Attempt {
-    why: String,
-    again: bool,
-}
-
 impl Download {
     /// Opens the download; keeps trying while the server cannot be reached.
     ///
@@ -74,7 +69,7 @@ impl Download {
     /// When the server refuses, or cannot be reached for minutes.
     pub fn open(url: &str, ca_bundle: Option<&str>, counter: Arc<Counter>) -> Result<Self, Error> {
         let mut download = Self {
-            agent: agent(ca_bundle).map_err(|why| Error::Download { url: url.to_owned(), why })?,
+            agent: agent(ca_bundle).map_err(|why| Error::Download { url: shown(url), why })?,
             url: url.to_owned(),
             body: None,
             position: 0,
@@ -145,11 +140,11 @@ impl Download {
                     self.silent_since = Instant::now();
                     return Ok(count);
                 }
-                Err(error) => error.to_string(),
+                Err(error) => Cause::from(ureq::Error::Io(error)).why,
             };
             self.body = None;
-            self.counter
-                .trouble(Some(format!("The download was interrupted and is being resumed: {failure}.")));
+            let url = shown(&self.url);
+            self.counter.trouble(Some(format!("Downloading {url} is being resumed after: {failure}.")));
         }
     }
 
@@ -163,11 +158,12 @@ impl Download {
                     self.counter.trouble(None);
                     return Ok(());
                 }
-                Err(Attempt { why, again }) => {
+                Err(Cause { why, again }) => {
                     if !again || self.silent_since.elapsed() + pause > self.give_up {
-                        return Err(Error::Download { url: self.url.clone(), why });
+                        return Err(Error::Download { url: shown(&self.url), why });
                     }
-                    self.counter.trouble(Some(format!("The download waits for the server: {why}.")));
+                    let trouble = format!("Waiting for {}, still trying: {why}.", shown(&self.url));
+                    self.counter.trouble(Some(trouble));
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
@@ -175,30 +171,28 @@ impl Download {
         }
     }
 
-    fn attempt(&mut self) -> Result<Box<dyn Read + Send>, Attempt> {
+    fn attempt(&mut self) -> Result<Box<dyn Read + Send>, Cause> {
         let mut request = self.agent.get(&self.url);
         if self.position > 0 {
             request = request.header("Range", format!("bytes={}-", self.position));
         }
-        let response =
-            request.call().map_err(|error| Attempt { why: error.to_string(), again: is_passing(&error) })?;
+        let response = request.call()?;
         let status = response.status();
         let resumed = status.as_u16() == 206;
         if !resumed && status.as_u16() != 200 {
             let again = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
-            return Err(Attempt { why: format!("the server answers {status}"), again });
+            return Err(Cause { why: format!("the server answers {status}"), again });
         }
         self.same_file(&response, resumed)?;
         let mut body = response.into_body().into_reader();
         if !resumed && self.position > 0 {
-            skip(&mut body, self.position)
-                .map_err(|error| Attempt { why: error.to_string(), again: true })?;
+            skip(&mut body, self.position).map_err(|error| Cause::from(ureq::Error::Io(error)))?;
         }
         Ok(Box::new(body))
     }
 
     /// Remembers size and identity of the file, or compares them on a later attempt.
-    fn same_file(&mut self, response: &Response<ureq::Body>, resumed: bool) -> Result<(), Attempt> {
+    fn same_file(&mut self, response: &Response<ureq::Body>, resumed: bool) -> Result<(), Cause> {
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let length = header("content-length").and_then(|text| text.parse::<u64>().ok());
         let total = length.map(|length| if resumed { self.position + length } else { length });
@@ -208,10 +202,7 @@ impl Download {
             return Ok(());
         }
         if total != self.total || tag != self.tag {
-            return Err(Attempt {
-                why: "the file on the server changed during the download".to_owned(),
-                again: false,
-            });
+            return Err(Cause::lasting("the file on the server changed during the download"));
         }
         Ok(())
     }
@@ -223,18 +214,18 @@ impl Read for Download {
     }
 }
 
-/// Whether the same request may succeed later.
-fn is_passing(error: &ureq::Error) -> bool {
-    !matches!(
-        error,
-        ureq::Error::BadUri(_) | ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::TooManyRedirects
-    )
+/// The URL without a user's name and password.
+fn shown(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
 }
 
 fn skip(body: &mut impl Read, count: u64) -> std::io::Result<()> {
     let skipped = std::io::copy(&mut body.take(count), &mut std::io::sink())?;
     if skipped < count {
-        return Err(std::io::Error::other("the server closed the connection early"));
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
     Ok(())
 }
@@ -275,4 +266,16 @@ fn certificates_of(pem: &[u8]) -> Vec<Certificate<'static>> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn urls_are_shown_without_passwords() {
+        assert_eq!(shown("http://u:p@host:81/a?b@c"), "http://host:81/a?b@c");
+        assert_eq!(shown("https://host/a@b"), "https://host/a@b");
+        assert_eq!(shown("host"), "host");
+    }
 }

@@ -4,9 +4,11 @@
 //! The target appears only when it is complete and on disk: all work happens in a file beside it
 //! that is renamed at the end and removed on failure.
 //!
-//! Start at `task.rs`. `fetch` downloads and resumes, `unpack` undoes gz and xz, `format` recognises
+//! Start at `task.rs`. `fetch` downloads and resumes, `cause` says what
+//! went wrong on the way, `unpack` undoes gz and xz, `format` recognises
 //! what it is, `sparse` writes, `qemu` converts what is neither raw nor ISO.
 
+pub mod cause;
 pub mod fetch;
 pub mod format;
 pub mod progress;

@@ -108,3 +108,29 @@ async fn what_is_not_there_yet_says_so() {
         assert!(ended.stderr.contains("is not available yet"), "{verb}: {ended:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_number_of_arguments_shows_help_and_the_numbers() {
+    let platform = Platform::new().await;
+    for (line, verb, received) in [
+        (&["v", "start"][..], "start", 0),
+        (&["v", "evict", "a", "b", "--wait"], "evict", 2),
+        (&["v", "-n", "shop", "console", "a", "b", "c"], "console", 3),
+        (&["v", "vnc"], "vnc", 0),
+        (&["v", "ssh", "--local-ssh"], "ssh", 0),
+    ] {
+        let ended = platform.run(line).await;
+        let numbers = format!(
+            "Number of input parameters is incorrect, {verb} accepts 1 arg(s), received {received}\n"
+        );
+        assert_eq!(ended.code, 1, "{ended:?}");
+        assert!(ended.stderr.ends_with(&numbers), "{ended:?}");
+        assert!(ended.stderr.contains(&format!("Usage: d8 v {verb}")), "{ended:?}");
+        assert_eq!(ended.stdout, "");
+    }
+    // Another mistake is told as what it is.
+    let ended = platform.run(&["v", "start", "a", "--wrong"]).await;
+    assert!(ended.stderr.contains("--wrong"), "{ended:?}");
+    let ended = platform.run(&["v", "evict", "--help"]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{ended:?}");
+}

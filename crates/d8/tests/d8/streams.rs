@@ -84,6 +84,33 @@ async fn a_screen_on_a_local_port() {
     child.kill().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_viewer_takes_the_screen_over() {
+    let platform = Platform::new().await;
+    platform.vm("web", "Running").await;
+    let mut children = Vec::new();
+    let mut viewers = Vec::new();
+    for _ in 0..2 {
+        let mut child = platform.d8(&["v", "vnc", "web", "--proxy-only"]).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = tokio::time::timeout(LIMIT, lines.next_line()).await.unwrap().unwrap().unwrap();
+        let port: u16 = line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+        let mut viewer = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        read_until(&mut viewer, "RFB 003.").await;
+        children.push(child);
+        viewers.push(viewer);
+    }
+    let said = read_until(children[0].stderr.as_mut().unwrap(), "\n").await;
+    assert_eq!(said, "You were disconnected: another user has connected to the screen of web.\n");
+    // The first viewer's connection ended; its program goes on listening, and the second is unharmed.
+    let mut rest = Vec::new();
+    tokio::time::timeout(LIMIT, viewers[0].read_to_end(&mut rest)).await.unwrap().unwrap();
+    for child in &mut children {
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().await.unwrap();
+    }
+}
+
 // CC-16: its path has no viewer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_viewer_is_named() {

@@ -220,8 +220,8 @@ fn failures_are_said_and_leave_nothing() -> Result<()> {
         ensure!(ready_message(&home, object) == *message, "{object}: {}", ready_message(&home, object));
     }
     // A server that cannot be reached may come back: the import waits and says for what.
-    let waits =
-        "False Provisioning: The download waits for the server: io: Connection refused (os error 111).";
+    let waits = "False Provisioning: Waiting for http://169.254.1.2:9/test.qcow2, still trying: nothing listens \
+                 there (connection refused); start the server or correct the URL.";
     for object in ["vd dead", "vd dead-without-size", "vi dead"] {
         wait_ready_message(&home, object, waits)?;
         home.wait_field(object, "/status/phase", "Provisioning", SOON)?;
