@@ -72,14 +72,26 @@ pub fn full_program() -> anyhow::Result<PathBuf> {
     Ok(programs()?.join("holdfast"))
 }
 
-/// `holdfast-keeper`, which can only `supervise`, `node-init` and `pod-exec`, and is small: one runs
-/// for each home and node. Without it `holdfast` does the same and weighs more.
+/// `holdfast-keeper`: `supervise`, `node-init` and `pod-exec`.
 ///
 /// # Errors
 /// When `/proc` is not mounted.
-pub fn lean_program() -> anyhow::Result<PathBuf> {
-    let lean = programs()?.join("holdfast-keeper");
-    if lean.is_file() { Ok(lean) } else { full_program() }
+pub fn keeper_program() -> anyhow::Result<PathBuf> {
+    small_program("holdfast-keeper")
+}
+
+/// `holdfast-node`: `noderuntime` and `agent`.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn node_program() -> anyhow::Result<PathBuf> {
+    small_program("holdfast-node")
+}
+
+/// One of the programs of [`crate::small`]. Without it `holdfast` does the same and weighs more.
+fn small_program(name: &str) -> anyhow::Result<PathBuf> {
+    let small = programs()?.join(name);
+    if small.is_file() { Ok(small) } else { full_program() }
 }
 
 /// Starts a component, detached from the caller, and records its identity.
@@ -89,7 +101,7 @@ pub fn lean_program() -> anyhow::Result<PathBuf> {
 pub fn start(home: &Home, facts: &Facts, component: &Component) -> anyhow::Result<(ProcessId, PidFd)> {
     let name = component.name();
     let program = match component {
-        Component::Node(_) => lean_program()?,
+        Component::Node(_) => keeper_program()?,
         Component::Kubelith | Component::Controller => full_program()?,
     };
     let mut command = command(home, &name, &program, &component.args(home))?;

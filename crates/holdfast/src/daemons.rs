@@ -105,8 +105,8 @@ pub fn node_init(home: &Home, name: &str) -> anyhow::Result<()> {
     };
     let config = holdfast_noderuntime::init::Config {
         node_dir: home.node(&node.name),
-        binary: components::full_program()?,
-        pod_exec: components::lean_program()?,
+        binary: components::node_program()?,
+        pod_exec: components::keeper_program()?,
         daemons: vec![daemon("noderuntime"), daemon("agent")],
         stop_grace: GUEST_GRACE,
     };

@@ -1,12 +1,13 @@
 //! `holdfast`: the platform on one machine. Commands of users (`up`, `down`, `status`, …) and the
 //! processes that `up` starts (`supervise`, `kubelith`, `controller`, `node-init`, `noderuntime`,
-//! `agent`, `pod-exec`), in one program.
+//! `agent`, `pod-exec`), in one program. Those of which many run also come as small programs.
 //!
 //! | Module | Part |
 //! |---|---|
 //! | [`home`], [`choose`] | the home directory, and the facts chosen for it |
 //! | [`network`] | bridge, links, namespaces, masquerade |
 //! | [`supervisor`], [`components`], [`control`] | what runs, and talking about it |
+//! | [`small`] | the programs beside `holdfast` |
 //! | [`daemons`], [`identity`], [`hooks`], [`images`] | the processes and what they are given |
 //! | [`up`], [`commands`], [`progress`] | what people type |
 
@@ -21,6 +22,7 @@ pub mod identity;
 pub mod images;
 pub mod network;
 pub mod progress;
+pub mod small;
 pub mod supervisor;
 pub mod up;
 
@@ -167,37 +169,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Entry of `holdfast-keeper`. Its command lines are made by this program, never typed, and are the
-/// same as those of `holdfast`; parsed by hand to stay small.
-#[must_use]
-pub fn keeper() -> ExitCode {
-    holdfast_sys::memory::stay_small();
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let home = |path: &str| Home::find(Some(std::path::Path::new(path)));
-    let result = match args[..] {
-        ["pod-exec", launch] => {
-            eprintln!("{:#}", holdfast_noderuntime::podexec::run(std::path::Path::new(launch)));
-            return ExitCode::from(128);
-        }
-        ["supervise", "--home", path] => home(path).and_then(|home| supervisor::run(home, false)),
-        ["supervise", "--home", path, "--stop"] => home(path).and_then(|home| supervisor::run(home, true)),
-        ["node-init", "--home", path, "--node", node] => {
-            home(path).and_then(|home| daemons::node_init(&home, node))
-        }
-        _ => Err(anyhow::anyhow!("this program is started by `holdfast up`, not by hand")),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("holdfast-keeper: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
 /// Runs a daemon's future: logging to standard error, a small runtime, one line for the end.
-fn daemon(threads: usize, future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+pub(crate) fn daemon(threads: usize, future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| {
         tracing_subscriber::EnvFilter::new(
             "info,kube_client=off,kube_runtime=error,netlink_packet_route=error,hyper=warn,tower=warn",

@@ -166,7 +166,7 @@ pub fn start_supervisor(home: &Home, stop: bool) -> anyhow::Result<()> {
     if stop {
         args.push("--stop".to_owned());
     }
-    let child = components::command(home, "supervisor", &components::lean_program()?, &args)?.spawn()?;
+    let child = components::command(home, "supervisor", &components::keeper_program()?, &args)?.spawn()?;
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while std::time::Instant::now() < deadline {
         if control::ask(home, &Request::Status)?.is_some() {

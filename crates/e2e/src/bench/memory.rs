@@ -49,7 +49,7 @@ fn kind(pid: i32) -> Option<String> {
     let program = words.next()?;
     let name = program.rsplit('/').next()?;
     match name {
-        "holdfast" | "holdfast-keeper" => Some(format!("{name} {}", words.next()?)),
+        "holdfast" | "holdfast-keeper" | "holdfast-node" => Some(format!("{name} {}", words.next()?)),
         _ if name.starts_with("holdfast") => Some(name.to_owned()),
         _ => None,
     }

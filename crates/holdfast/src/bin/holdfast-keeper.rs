@@ -4,5 +4,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    holdfast_platform::keeper()
+    holdfast_platform::small::keeper()
 }
