@@ -68,3 +68,27 @@ spec: {{virtualMachineName: {vm}, type: {kind}}}
 "
     )
 }
+
+/// A VM with an empty disk: it runs at once, has no operating system that could react, and moves in
+/// half a second. For what is decided outside the guest.
+pub fn blank_vm(name: &str, extra: &str) -> String {
+    format!(
+        "apiVersion: virtualization.deckhouse.io/v1alpha2
+kind: VirtualDisk
+metadata: {{name: {name}-root}}
+spec: {{persistentVolumeClaim: {{size: 4Mi}}}}
+---
+apiVersion: virtualization.deckhouse.io/v1alpha2
+kind: VirtualMachine
+metadata: {{name: {name}}}
+spec:
+  virtualMachineClassName: host
+  cpu: {{cores: 1, coreFraction: 5%}}
+  memory: {{size: 64Mi}}
+  terminationGracePeriodSeconds: 1
+  blockDeviceRefs: [{{kind: VirtualDisk, name: {name}-root}}]
+{extra}
+---
+"
+    )
+}

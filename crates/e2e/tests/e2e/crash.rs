@@ -19,12 +19,7 @@ fn phase_of(home: &Home, vmop: &str) -> String {
     home.field(&format!("vmop {vmop}"), "/status/phase")
 }
 
-/// The QEMU processes of a VM, on whichever nodes.
-fn qemus(home: &Home, vm: &str) -> Vec<i32> {
-    home.pids(&["qemu-system-x86_64", &format!("guest=default_{vm},")])
-}
-
-/// Those of them on this node.
+/// The QEMU processes of a VM on this node.
 fn qemus_on(home: &Home, vm: &str, node: &str) -> Vec<i32> {
     let of_node = format!("/{node}/");
     let is_there = |pid: &i32| {
@@ -42,7 +37,8 @@ fn the_qemu(home: &Home, vm: &str) -> Result<i32> {
 
 /// The process of a component, `None` while there is none.
 fn process(home: &Home, component: &[&str]) -> Option<i32> {
-    let program = format!("/holdfast {} --home", component[0]);
+    let program = if component.len() > 1 { "holdfast-node" } else { "holdfast" };
+    let program = format!("/{program} {} --home", component[0]);
     let words: Vec<&str> = [program.as_str()].into_iter().chain(component[1..].iter().copied()).collect();
     home.pids(&words).first().copied()
 }

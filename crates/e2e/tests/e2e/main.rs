@@ -7,4 +7,5 @@ mod drain;
 mod first_light;
 mod migration;
 mod power;
+mod queue;
 mod support;

@@ -5,10 +5,6 @@ use holdfast_e2e::{Home, manifests, s, wait_for};
 
 use crate::support::*;
 
-fn vmop_phase(home: &Home, name: &str, wanted: &str) -> Result<()> {
-    home.wait_field(&format!("vmop {name}"), "/status/phase", wanted, BOOT)
-}
-
 // MM-O1 MM-O27 MM-S2 MM-O21. Parts of rows S6 (processes only) and O13.
 #[test]
 fn evict_moves_a_guest_that_does_not_notice() -> Result<()> {

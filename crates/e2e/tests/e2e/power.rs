@@ -6,17 +6,6 @@ use holdfast_e2e::{Home, manifests, wait_for};
 
 use crate::support::*;
 
-fn vmop_phase(home: &Home, name: &str, wanted: &str) -> Result<()> {
-    home.wait_field(&format!("vmop {name}"), "/status/phase", wanted, BOOT)
-}
-
-fn completed_reason(home: &Home, vmop: &str) -> String {
-    let object = home.get(&format!("vmop {vmop}")).unwrap_or_default();
-    let list = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let found = list.iter().find(|c| c["type"] == "Completed");
-    found.and_then(|c| c["reason"].as_str()).unwrap_or_default().to_owned()
-}
-
 #[test]
 fn operations_and_guest_power() -> Result<()> {
     let home = Home::up(2)?;
