@@ -4,6 +4,7 @@ mod cli;
 mod crash;
 mod disks;
 mod drain;
+mod evictions;
 mod first_light;
 mod migration;
 mod power;
