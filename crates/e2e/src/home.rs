@@ -103,13 +103,18 @@ impl Home {
         self.k_stdin(&["apply", "-f", "-"], manifest)
     }
 
-    /// `d8 k ARGS` with something on its standard input.
+    /// `d8 k ARGS` with something on its standard input; its output.
     pub fn k_stdin(&self, args: &[&str], input: &str) -> Result<String> {
+        checked(self.k_stdin_raw(args, input)?, &format!("d8 k {}", args.join(" ")))
+    }
+
+    /// `d8 k ARGS` with something on its standard input, whatever its exit code.
+    pub fn k_stdin_raw(&self, args: &[&str], input: &str) -> Result<Output> {
         let mut command = self.command(programs().join("d8"));
         command.arg("k").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         child.stdin.take().context("no stdin")?.write_all(input.as_bytes())?;
-        checked(child.wait_with_output()?, &format!("d8 k {}", args.join(" ")))
+        Ok(child.wait_with_output()?)
     }
 
     /// The object as JSON, `None` when there is none. `object` is `KIND NAME` or `KIND NAME -n NS`.

@@ -50,7 +50,7 @@ fn kind(pid: i32) -> Option<String> {
     let name = program.rsplit('/').next()?;
     match name {
         "holdfast" | "holdfast-keeper" | "holdfast-node" => Some(format!("{name} {}", words.next()?)),
-        _ if name.starts_with("holdfast") => Some(name.to_owned()),
+        _ if name.starts_with("holdfast-") => Some(name.to_owned()),
         _ => None,
     }
 }

@@ -37,8 +37,7 @@ fn the_qemu(home: &Home, vm: &str) -> Result<i32> {
 
 /// The process of a component, `None` while there is none.
 fn process(home: &Home, component: &[&str]) -> Option<i32> {
-    let program = if component.len() > 1 { "holdfast-node" } else { "holdfast" };
-    let program = format!("/{program} {} --home", component[0]);
+    let program = format!(" {} --home", component[0]);
     let words: Vec<&str> = [program.as_str()].into_iter().chain(component[1..].iter().copied()).collect();
     home.pids(&words).first().copied()
 }

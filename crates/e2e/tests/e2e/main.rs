@@ -10,3 +10,4 @@ mod migration;
 mod power;
 mod queue;
 mod support;
+mod waiting;

@@ -91,7 +91,7 @@ fn a_held_slot_keeps_others_of_its_node_waiting() -> Result<()> {
     evict(&home, "queue-b", "b")?;
     evict(&home, "queue-c", "c")?;
     vmop_phase(&home, "queue-c", "Pending")?;
-    let controller = home.pids(&["/holdfast controller --home"]);
+    let controller = home.pids(&[" controller --home"]);
     home.kill9(controller[0])?;
     evict(&home, "after-restart", "a")?;
     vmop_phase(&home, "after-restart", "Completed")?;
