@@ -188,7 +188,7 @@ spec: {virtualMachineName: v, type: Evict}
     contains(&refused, "generate name")?;
     contains(&refused, "exit status: 1")?;
 
-    // CC-5 CC-6 CC-80
+    // CC-5 CC-6 CC-80 VL-C1
     wait_ssh_says(&home, "v", "nproc", "1")?;
     let out = home.k(&["patch", "vm", "v", "--type", "merge", "-p", r#"{"spec":{"cpu":{"cores":2}}}"#])?;
     ensure!(out.trim() == "virtualmachine.virtualization.deckhouse.io/v patched", "{out}");
@@ -200,13 +200,17 @@ spec: {virtualMachineName: v, type: Evict}
     let wide = home.k(&["get", "vm", "v", "-o", "wide"])?;
     contains(&wide, "NEED RESTART")?;
     let row: Vec<&str> = wide.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+    home.wait_condition("vm v", "AwaitingRestartToApplyConfiguration", "True", SOON)?;
+    home.wait_condition("vm v", "ConfigurationApplied", "False", SOON)?;
     // NAME PHASE CORES COREFRACTION MEMORY NEED RESTART …
     ensure!(row.get(2) == Some(&"2") && row.get(5) == Some(&"True"), "{wide}");
     wait_ssh_says(&home, "v", "nproc", "1")?;
-    // CC-7
+    // CC-7 VL-C2
     home.d8(&["v", "restart", "v", "--wait"])?;
     wait_ssh_says(&home, "v", "nproc", "2")?;
     home.wait_field("vm v", "/status/restartAwaitingChanges", "", SOON)?;
+    wait_reason(&home, "vm v", "AwaitingRestartToApplyConfiguration", "False/NoRestartRequired")?;
+    home.wait_condition("vm v", "ConfigurationApplied", "True", SOON)?;
 
     // CC-34: a flag's unique beginning is enough, as in the seeds.
     let node = node_of(&home, "v");

@@ -149,6 +149,13 @@ fn drain_by_selector_and_uncordon_calls_off() -> Result<()> {
             home.k(&["get", "migrations", "-o", "jsonpath={.items[*].status.state}"]).unwrap_or_default();
         if states.contains("Copying") { Ok(()) } else { Err(states) }
     })?;
+    // MM-O28
+    let status = home.get("vm a").unwrap_or_default()["status"].clone();
+    let migrating = condition(&home, "vm a", "Migrating");
+    ensure!(migrating["status"] == "True" && migrating["reason"] == "InProgress", "{migrating}");
+    let state = &status["migrationState"];
+    ensure!(state["source"]["node"] == node && state["startTimestamp"].is_string(), "{state}");
+    ensure!(state["target"]["node"].as_str().is_some_and(|target| !target.is_empty()), "{state}");
     let mut client = home.k_spawn(&drain)?;
     wait_for("two more wait for their turn", SOON, || {
         let ops = home.k(&["get", "vmop", "-o", "jsonpath={.items[*].status.phase}"]).unwrap_or_default();

@@ -37,7 +37,7 @@ fn quickstart_runs_and_leaves_nothing() -> Result<()> {
     contains(&guest.run("cat /etc/motd")?, "This guest runs on Holdfast.")?;
     ensure!(!guest.run("cloud-init status --wait >/dev/null; sudo cat /var/log/first-boot")?.is_empty());
 
-    // VL-G2: the eight facts of the guest's system.
+    // VL-G2 AP-14: the eight facts of the guest's system.
     let vm = home.get("vm linux-vm").unwrap_or_default();
     for key in
         ["id", "name", "prettyName", "version", "versionId", "kernelRelease", "kernelVersion", "machine"]

@@ -1,6 +1,6 @@
 //! Stop, start, restart: by operation, by command, from inside, by accident, by policy.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use holdfast_e2e::home::contains;
 use holdfast_e2e::{Home, manifests, wait_for};
 
@@ -22,6 +22,11 @@ fn operations_and_guest_power() -> Result<()> {
     vmop_phase(&home, "nobody", "Failed")?;
     ensure!(completed_reason(&home, "nobody") == "VirtualMachineNotFound");
 
+    // VL-C4: a change that waits for a restart.
+    home.k(&["patch", "vm", "v", "--type=merge", "-p", r#"{"spec":{"cpu":{"cores":2}}}"#])?;
+    home.wait_condition("vm v", "AwaitingRestartToApplyConfiguration", "True", SOON)?;
+    ensure!(guest.run("nproc")? == "1");
+
     // VL-L10: reboot from inside is a new start with the same address; never Stopped.
     let boot = guest.boot_id()?;
     let watch = Watch::start(&home, &["get", "vm", "v", "-w"])?;
@@ -36,6 +41,9 @@ fn operations_and_guest_power() -> Result<()> {
     ensure!(guest_of(&home, "v")?.address == guest.address);
     ensure!(launchers(&home, "v")? != first_pod, "the launcher pod is still {first_pod:?}");
     drop(watch);
+    // VL-C4
+    ensure!(guest.run("nproc")? == "2");
+    home.wait_condition("vm v", "AwaitingRestartToApplyConfiguration", "False", SOON)?;
 
     // VL-L11: QEMU killed.
     let boot = guest.boot_id()?;
@@ -66,11 +74,24 @@ fn operations_and_guest_power() -> Result<()> {
     ensure!(home.field("vm v", "/status/phase") == "Running");
     wait_ready(&home, "v")?;
 
-    // VL-L9: poweroff from inside.
+    // VL-L9 VL-X5: poweroff from inside; its pod is kept by somebody's finalizer, to be looked at.
+    let pod = launchers(&home, "v")?.pop().context("a launcher")?;
+    let keep = r#"[{"op":"add","path":"/metadata/finalizers/-","value":"test/keep"}]"#;
+    home.k(&["patch", "pod", &pod, "--type=json", "-p", keep])?;
     let _ = guest.run("sudo poweroff");
     home.wait_phase("v", "Stopped", SOON)?;
     let events = home.k(&["get", "events", "--field-selector", "involvedObject.name=v"])?;
     contains(&events, "Stopped")?;
+    contains(&events, "inside the guest")?;
+    ensure!(launchers(&home, "v")?.is_empty() && node_of(&home, "v").is_empty());
+    let kept = wait_for("our finalizer is the last one", SOON, || {
+        let pod = home.get(&format!("pod {pod}")).ok_or("it is gone")?;
+        let left = pod["metadata"]["finalizers"].to_string();
+        if left == r#"["test/keep"]"# { Ok(pod) } else { Err(left) }
+    })?;
+    let message = kept.pointer("/status/containerStatuses/0/state/terminated/message");
+    contains(&message.map(ToString::to_string).unwrap_or_default(), "guest-shutdown")?;
+    home.k(&["patch", "pod", &pod, "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#])?;
 
     // The commands, and VL-P11: a restart is complete when a new instance runs.
     home.d8(&["v", "start", "v"])?;
@@ -79,8 +100,13 @@ fn operations_and_guest_power() -> Result<()> {
     home.apply(&manifests::vmop("restart-1", "v", "Restart"))?;
     vmop_phase(&home, "restart-1", "Completed")?;
     ensure!(home.field("vm v", "/status/phase") == "Running" && launchers(&home, "v")? != before);
+    // VL-N3: whatever happened, and now a move.
+    home.apply(&manifests::vmop("evict-1", "v", "Evict"))?;
+    vmop_phase(&home, "evict-1", "Completed")?;
+    ensure!(guest_of(&home, "v")?.address == guest.address);
     home.d8(&["v", "stop", "v"])?;
     home.wait_phase("v", "Stopped", BOOT)?;
+    ensure!(home.field("vm v", "/status/ipAddress") == guest.address);
     Ok(())
 }
 

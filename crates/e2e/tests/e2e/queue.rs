@@ -234,7 +234,52 @@ fn policies_and_refused_operations() -> Result<()> {
         ensure!(open == Some(node_of(&home, "v").as_str()), "{}", node_of(&home, "v"));
         home.k(&["uncordon", closed])?;
     }
-    Ok(())
+
+    // MM-F26: an agent with the right names in a certificate of nobody's authority.
+    let before = identity(&home, "v")?;
+    let repair = falsify_certificate(&home, &before.2)?;
+    evict(&home, "impostor", "v")?;
+    vmop_phase(&home, "impostor", "Failed")?;
+    ensure!(identity(&home, "v")?.0 == before.0 && home.field("vm v", "/status/phase") == "Running");
+    repair()?;
+    evict(&home, "repaired", "v")?;
+    vmop_phase(&home, "repaired", "Completed")
+}
+
+/// Gives the agent of a node a certificate that it signed itself; the result undoes it.
+fn falsify_certificate<'a>(home: &'a Home, node: &str) -> Result<impl FnOnce() -> Result<()> + use<'a>> {
+    let nodes = home.facts()?["nodes"].as_array().cloned().unwrap_or_default();
+    let facts = nodes.into_iter().find(|n| n["name"] == node).context("the node")?;
+    let name = format!("agent-{node}");
+    let files = ["crt", "key"].map(|end| home.path().join(format!("pki/{name}.{end}")));
+    let right = [std::fs::read(&files[0])?, std::fs::read(&files[1])?];
+    let names = format!("subjectAltName=DNS:{node},IP:{}", facts["address"].as_str().unwrap_or_default());
+    let mut openssl = std::process::Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+    openssl.args([
+        "-days",
+        "2",
+        "-subj",
+        &format!("/O=system:holdfast:agents/CN=system:holdfast:agent:{node}"),
+    ]);
+    openssl.args(["-addext", &names]).arg("-out").arg(&files[0]).arg("-keyout").arg(&files[1]);
+    holdfast_e2e::home::ok(&mut openssl)?;
+    let words = format!(" agent --home {} --node {node}", home.path().display());
+    let restart = move || -> Result<()> {
+        let agent = home.pids(&[&words]);
+        ensure!(agent.len() == 1, "agents: {agent:?}");
+        home.kill9(agent[0])?;
+        wait_for("another agent", SOON, || match home.pids(&[&words]) {
+            now if now.len() == 1 && now != agent => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+    };
+    restart()?;
+    Ok(move || {
+        std::fs::write(&files[0], &right[0])?;
+        std::fs::write(&files[1], &right[1])?;
+        restart()
+    })
 }
 
 #[test]
