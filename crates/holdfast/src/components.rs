@@ -88,6 +88,11 @@ pub fn node_program() -> anyhow::Result<PathBuf> {
     small_program("holdfast-node")
 }
 
+/// `holdfast-kubelith` or `holdfast-controller`.
+fn plane_program(name: &str) -> anyhow::Result<PathBuf> {
+    small_program(&format!("holdfast-{name}"))
+}
+
 /// One of the programs of [`crate::small`]. Without it `holdfast` does the same and weighs more.
 fn small_program(name: &str) -> anyhow::Result<PathBuf> {
     let small = programs()?.join(name);
@@ -102,7 +107,7 @@ pub fn start(home: &Home, facts: &Facts, component: &Component) -> anyhow::Resul
     let name = component.name();
     let program = match component {
         Component::Node(_) => keeper_program()?,
-        Component::Kubelith | Component::Controller => full_program()?,
+        Component::Kubelith | Component::Controller => plane_program(&name)?,
     };
     let mut command = command(home, &name, &program, &component.args(home))?;
     if let Component::Node(node) = component {

@@ -159,7 +159,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Node { action, name } => commands::node(&home, &name, action)?,
         Command::Supervise { stop } => supervisor::run(home, stop)?,
-        Command::Kubelith => daemon(2, daemons::kubelith(home))?,
+        Command::Kubelith => daemon(KUBELITH_THREADS, daemons::kubelith(home))?,
         Command::Controller => daemon(1, daemons::controller(home))?,
         Command::NodeInit(arg) => daemons::node_init(&home, &arg.node)?,
         Command::Noderuntime(arg) => daemon(1, daemons::noderuntime(home, &arg.node))?,
@@ -168,6 +168,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// The API server answers while it computes.
+pub(crate) const KUBELITH_THREADS: usize = 2;
 
 /// Runs a daemon's future: logging to standard error, a small runtime, one line for the end.
 pub(crate) fn daemon(threads: usize, future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

@@ -1,10 +1,11 @@
-//! Entry points of the small programs beside `holdfast`. What they do, `holdfast` does too; they exist
-//! because many of them run, and a program without an API server in it weighs a fraction.
+//! Entry points of the programs beside `holdfast`. What they do, `holdfast` does too; they exist because
+//! memory of processes is mostly the code around what they use, and one program for all has a lot of it.
 //!
 //! | Program | Processes |
 //! |---|---|
 //! | `holdfast-keeper` | supervisor, PID 1 of a node, start of a container: no Kubernetes client, no async runtime |
 //! | `holdfast-node` | node runtime and agent, one each a node |
+//! | `holdfast-kubelith`, `holdfast-controller` | one each |
 //!
 //! Command lines are made by this crate, never typed, and are the same as those of `holdfast`; they are
 //! parsed by hand, since a parser for people weighs more than some of these processes.
@@ -13,7 +14,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::home::Home;
-use crate::{daemon, daemons, supervisor};
+use crate::{KUBELITH_THREADS, daemon, daemons, supervisor};
 
 /// Entry of `holdfast-keeper`.
 #[must_use]
@@ -38,6 +39,24 @@ pub fn node() -> ExitCode {
             done(daemon(1, daemons::noderuntime(home(path)?, node)))
         }
         ["agent", "--home", path, "--node", node] => done(daemon(1, daemons::agent(home(path)?, node))),
+        _ => unknown(),
+    })
+}
+
+/// Entry of `holdfast-kubelith`.
+#[must_use]
+pub fn kubelith() -> ExitCode {
+    run("holdfast-kubelith", |args| match *args {
+        ["kubelith", "--home", path] => done(daemon(KUBELITH_THREADS, daemons::kubelith(home(path)?))),
+        _ => unknown(),
+    })
+}
+
+/// Entry of `holdfast-controller`.
+#[must_use]
+pub fn controller() -> ExitCode {
+    run("holdfast-controller", |args| match *args {
+        ["controller", "--home", path] => done(daemon(1, daemons::controller(home(path)?))),
         _ => unknown(),
     })
 }
