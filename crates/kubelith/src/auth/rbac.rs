@@ -92,6 +92,15 @@ pub struct Rbac {
 }
 
 impl Rbac {
+    /// Whether anything allows it: [`Rbac::decide`] without the reason.
+    pub fn allows(&self, core: &Core, user: &UserInfo, attributes: &Attributes<'_>) -> bool {
+        user.is_in("system:masters") || {
+            let compiled = self.current(core);
+            let mut bindings = compiled.bindings_of(user, attributes.namespace);
+            bindings.any(|(binding, _)| compiled.rules(binding).iter().any(|rule| rule.allows(attributes)))
+        }
+    }
+
     /// Decides.
     pub fn decide(&self, core: &Core, user: &UserInfo, attributes: &Attributes<'_>) -> Decision {
         if user.is_in("system:masters") {

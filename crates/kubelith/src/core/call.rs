@@ -1,8 +1,11 @@
 //! What a write request carries, and what it gives back.
 
 use crate::auth::UserInfo;
+use crate::registry::Served;
+use crate::store::Object;
 use holdfast_apimachinery::decode::FieldValidation;
 use serde_json::Value;
+use std::sync::Arc;
 
 pub use holdfast_apimachinery::decode::Body;
 
@@ -26,11 +29,30 @@ impl<'a> Call<'a> {
     }
 }
 
+/// What a write leaves behind. A stored object already has its text, which is what most clients get.
+#[derive(Clone, Debug)]
+pub enum Shown {
+    /// Stored so.
+    Stored(Arc<Object>),
+    /// Not stored (dry run): the object in the version of the endpoint.
+    Value(Value),
+}
+
+impl Shown {
+    /// The object as the endpoint shows it.
+    pub fn value(self, served: &Served) -> Value {
+        match self {
+            Self::Stored(object) => served.read(&object),
+            Self::Value(value) => value,
+        }
+    }
+}
+
 /// Result of a write.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// The object in the version of the endpoint.
-    pub value: Value,
+    /// The object.
+    pub shown: Shown,
     /// Whether it is new (201 instead of 200).
     pub created: bool,
     /// Texts for `Warning` headers.

@@ -1,7 +1,7 @@
 //! Creating objects (KS 9.1).
 
 use super::txn::Txn;
-use super::{Body, Call, Core, Written};
+use super::{Body, Call, Core, Shown, Written};
 use crate::admission::Operation;
 use crate::registry::Served;
 use holdfast_apimachinery::{
@@ -50,7 +50,7 @@ impl Txn<'_> {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         self.create_value(call, served, place.0, value, Tracking::Update, &mut warnings)
-            .map(|value| Written { value, created: true, warnings })
+            .map(|shown| Written { shown, created: true, warnings })
     }
 
     /// Creates an object from an accepted value.
@@ -62,7 +62,7 @@ impl Txn<'_> {
         mut value: Value,
         tracking: Tracking,
         warnings: &mut Vec<String>,
-    ) -> Result<Value, Status> {
+    ) -> Result<Shown, Status> {
         let kind = &served.kind;
         self.namespace_accepts(served, namespace, value["metadata"]["name"].as_str().unwrap_or(""))?;
         let name = self.own_metadata(served, namespace, &mut value)?;
@@ -100,12 +100,12 @@ impl Txn<'_> {
             return Err(Status::already_exists(&kind.group_resource(), &name, terminating));
         }
         if call.dry_run {
-            return Ok(value);
+            return Ok(Shown::Value(value));
         }
         let object = self.put(served, value, None);
         // A definition has been given its status meanwhile.
         let object = self.find(served, namespace, &name).unwrap_or(object);
-        Ok(served.read(&object))
+        Ok(Shown::Stored(object))
     }
 
     /// NamespaceLifecycle: the namespace exists and is not being deleted.

@@ -20,15 +20,23 @@ impl Txn<'_> {
     /// Accepts the names of new definitions and rebuilds what is served.
     pub fn refresh_registry(&self) {
         self.accept_names();
-        let mut definitions: Vec<Definition> = Vec::new();
+        let mut definitions: Vec<Arc<Definition>> = Vec::new();
+        // Compiling a schema costs milliseconds: what has not changed since the last time is kept.
+        let mut compiled = self.core.compiled.lock();
+        let known = std::mem::take(&mut *compiled);
         for object in self.definitions() {
+            if let Some(same) = known.iter().find(|k| k.name == object.key.name && k.rev == object.rev) {
+                definitions.push(same.clone());
+                continue;
+            }
             let value = object.value();
             if !has_condition(&value, "Established") {
                 continue;
             }
             match crd::compile(&value) {
                 Ok(compiled) => {
-                    definitions.push(Definition { name: object.key.name.clone(), rev: object.rev, compiled });
+                    let name = object.key.name.clone();
+                    definitions.push(Arc::new(Definition { name, rev: object.rev, compiled }));
                 }
                 // Validation let it pass, so this is a defect of ours: serve the rest and say so.
                 Err(errors) => {
@@ -38,6 +46,7 @@ impl Txn<'_> {
         }
         let generation = self.core.registry().generation + 1;
         self.core.registry.send_replace(Arc::new(Registry::build(generation, &definitions)));
+        *compiled = definitions;
     }
 
     fn definitions(&self) -> Vec<Arc<Object>> {

@@ -2,7 +2,7 @@
 
 use super::Call;
 use super::txn::Txn;
-use crate::auth::{Attributes, Decision, ResourceRule, RuleSet, UserInfo};
+use crate::auth::{Attributes, ResourceRule, RuleSet, UserInfo};
 use crate::registry::Served;
 use holdfast_apimachinery::status::{GroupResource, Status};
 use serde_json::Value;
@@ -45,7 +45,7 @@ impl Txn<'_> {
             namespace: &namespace,
             ..Attributes::default()
         };
-        if matches!(self.core.rbac.decide(self.core, call.user, &attributes), Decision::Allow(_)) {
+        if self.core.rbac.allows(self.core, call.user, &attributes) {
             return Ok(());
         }
         let granted = if binding {

@@ -19,13 +19,13 @@ mod update;
 mod view;
 mod watch;
 
-pub use call::{Body, Call, DeleteOptions, Deleted, PatchType, Propagation, Written};
+pub use call::{Body, Call, DeleteOptions, Deleted, PatchType, Propagation, Shown, Written};
 pub use read::{ListOptions, ListResult, ReadVersion};
 pub use watch::{Filter, Observed, WatchStart};
 
 use crate::admission::Admission;
 use crate::auth::Rbac;
-use crate::registry::Registry;
+use crate::registry::{Definition, Registry};
 use crate::store::{Durability, HistoryLimits, Journal, State, StoreError, Writer, Writing};
 use holdfast_env::{Clock, Entropy, Stream};
 use parking_lot::{Mutex, RwLock};
@@ -67,6 +67,8 @@ pub enum OpenError {
 pub struct Core {
     state: Arc<RwLock<State>>,
     registry: signal::Sender<Arc<Registry>>,
+    /// What the registry was built from.
+    compiled: Mutex<Vec<Arc<Definition>>>,
     write: Mutex<()>,
     writer: Writer,
     admission: Vec<Arc<dyn Admission>>,
@@ -97,6 +99,7 @@ impl Core {
         let core = Self {
             state,
             registry: signal::Sender::new(Arc::new(Registry::build(0, &[]))),
+            compiled: Mutex::default(),
             write: Mutex::new(()),
             writer,
             admission,

@@ -143,8 +143,8 @@ impl Txn<'_> {
         let unknown = kind.prune(&mut merged);
         let mut warnings =
             decode::field_validation(call.validation, &kind.kind, &kind.version, &unknown, &[])?;
-        let value = self.create_value(call, served, namespace, merged, Tracking::Applied, &mut warnings)?;
-        Ok(Written { value, created: true, warnings })
+        let shown = self.create_value(call, served, namespace, merged, Tracking::Applied, &mut warnings)?;
+        Ok(Written { shown, created: true, warnings })
     }
 
     fn check_applied(

@@ -95,7 +95,7 @@ impl Txn<'_> {
             *target = json!(replicas);
         }
         let written = self.replace(call, served, (old, before), after, (Endpoint::Main, "scale"), true)?;
-        Ok(scale_of(&written.value, paths))
+        Ok(scale_of(&written.shown.value(served), paths))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::create::{accept, fit_url};
 use super::txn::Txn;
-use super::{Body, Call, Core, Written};
+use super::{Body, Call, Core, Shown, Written};
 use crate::admission::Operation;
 use crate::registry::Served;
 use crate::store::Object;
@@ -12,7 +12,7 @@ use holdfast_apimachinery::{
     kind::Endpoint,
     status::Status,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 impl Core {
@@ -102,10 +102,10 @@ impl Txn<'_> {
             after = request.object.take().unwrap_or_default();
         }
         if same_but_times(&after, &before) {
-            return Ok(Written { value: before, created: false, warnings });
+            return Ok(Written { shown: Shown::Stored(old.clone()), created: false, warnings });
         }
         if call.dry_run {
-            return Ok(Written { value: after, created: false, warnings });
+            return Ok(Written { shown: Shown::Value(after), created: false, warnings });
         }
         let object = if is_released(served, &after) {
             self.remove(served, after, old)
@@ -116,7 +116,7 @@ impl Txn<'_> {
             .find(served, &old.key.namespace, name)
             .filter(|found| found.uid == object.uid)
             .unwrap_or(object);
-        Ok(Written { value: served.read(&stored), created: false, warnings })
+        Ok(Written { shown: Shown::Stored(stored), created: false, warnings })
     }
 
     fn check_preconditions(&self, served: &Served, old: &Object, after: &Value) -> Result<(), Status> {
@@ -147,21 +147,22 @@ pub(super) fn is_released(served: &Served, value: &Value) -> bool {
 
 /// Whether two states differ at most in the times of their managedFields: then nothing is written (KS 6.2).
 fn same_but_times(a: &Value, b: &Value) -> bool {
-    let without_times = |value: &Value| {
-        let mut value = value.clone();
-        if let Some(entries) = value["metadata"]["managedFields"].as_array_mut() {
-            for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
-                entry.shift_remove("time");
-            }
-            if entries.is_empty()
-                && let Some(metadata) = value["metadata"].as_object_mut()
-            {
-                metadata.shift_remove("managedFields");
-            }
-        }
-        value
-    };
-    without_times(a) == without_times(b)
+    same_fields(a, b, "metadata", |a, b| same_fields(a, b, "managedFields", same_managers))
+}
+
+/// Whether two objects have the same fields; `alike` compares the one called `special`.
+fn same_fields(a: &Value, b: &Value, special: &str, alike: impl Fn(&Value, &Value) -> bool) -> bool {
+    let (Some(x), Some(y)) = (a.as_object(), b.as_object()) else { return a == b };
+    let ordinary = |fields: &Map<String, Value>| fields.len() - usize::from(fields.contains_key(special));
+    ordinary(x) == ordinary(y)
+        && x.iter().all(|(key, value)| key == special || y.get(key) == Some(value))
+        && alike(&a[special], &b[special])
+}
+
+fn same_managers(a: &Value, b: &Value) -> bool {
+    let entries = |list: &'_ Value| list.as_array().map_or(0, Vec::len);
+    let pairs = a.as_array().into_iter().flatten().zip(b.as_array().into_iter().flatten());
+    entries(a) == entries(b) && pairs.into_iter().all(|(a, b)| same_fields(a, b, "time", |_, _| true))
 }
 
 fn text(value: &Value) -> &str {

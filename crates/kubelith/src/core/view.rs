@@ -53,6 +53,6 @@ impl View for TxnView<'_, '_> {
         let call = Call { manager, ..Call::internal(&user) };
         let written =
             self.0.replace(call, served, (&old, before), after, (Endpoint::Status, "status"), true)?;
-        Ok(written.value)
+        Ok(written.shown.value(served))
     }
 }

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, header};
 use parking_lot::Mutex;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Version reported to clients.
@@ -26,7 +26,7 @@ pub struct Documents(Mutex<Made>);
 #[derive(Default)]
 struct Made {
     generation: u64,
-    hashes: HashMap<String, String>,
+    hashes: BTreeMap<String, String>,
     /// The group-version document asked for last: clients fetch one at a time, and all of them are large.
     recent: Option<(String, Bytes)>,
 }

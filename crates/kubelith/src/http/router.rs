@@ -6,7 +6,7 @@ use super::info::{ResourceRequest, Target, target};
 use super::logs::LogSource;
 use super::query::Query;
 use super::{discovery, nodes, openapi, resources};
-use crate::auth::{Attributes, Decision, UserInfo};
+use crate::auth::{Attributes, UserInfo};
 use crate::core::Core;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -140,22 +140,20 @@ impl App {
 
     /// 403 unless RBAC allows it.
     pub(super) fn authorise(&self, user: &UserInfo, a: &Attributes<'_>) -> Result<(), Status> {
-        match self.core.rbac().decide(&self.core, user, a) {
-            Decision::Allow(_) => Ok(()),
-            Decision::Deny => {
-                let resource = GroupResource::new(a.group, a.resource);
-                Err(Status::not_allowed(&resource, a.subresource, a.name, a.verb, &user.name, a.namespace))
-            }
+        if self.core.rbac().allows(&self.core, user, a) {
+            return Ok(());
         }
+        let resource = GroupResource::new(a.group, a.resource);
+        Err(Status::not_allowed(&resource, a.subresource, a.name, a.verb, &user.name, a.namespace))
     }
 
     fn allow_path(&self, user: &UserInfo, path: &str, method: &str) -> Result<(), Status> {
         let verb = if method == "HEAD" { "get".to_owned() } else { method.to_ascii_lowercase() };
         let attributes = Attributes { verb: &verb, path, ..Attributes::default() };
-        match self.core.rbac().decide(&self.core, user, &attributes) {
-            Decision::Allow(_) => Ok(()),
-            Decision::Deny => Err(Status::path_not_allowed(path, &verb, &user.name)),
+        if self.core.rbac().allows(&self.core, user, &attributes) {
+            return Ok(());
         }
+        Err(Status::path_not_allowed(path, &verb, &user.name))
     }
 
     /// `kubectl --as`: allowed with the verb `impersonate` on what is taken over.

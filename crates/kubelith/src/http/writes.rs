@@ -5,10 +5,10 @@ use super::info::ResourceRequest;
 use super::negotiate::{self, Form, Offer};
 use super::options;
 use super::query::Query;
-use super::resources::{accept, bytes, durable, include, render_written};
+use super::resources::{accept, bytes, durable, include, render_written, text_of};
 use super::router::App;
 use crate::auth::UserInfo;
-use crate::core::{Body, Call, DeleteOptions, PatchType, Written};
+use crate::core::{Body, Call, DeleteOptions, PatchType, Shown, Written};
 use crate::registry::Served;
 use holdfast_apimachinery::{
     columns::IncludeObject,
@@ -197,8 +197,11 @@ async fn written(
 ) -> Result<Answer, Status> {
     // Also after a refusal: a rule may have written before it refused.
     durable(app, app.core.rev()).await?;
-    let Written { value, created, warnings } = outcome?;
-    let bytes = render_written(app, served, common.form, common.include, &value);
+    let Written { shown, created, warnings } = outcome?;
+    let bytes = match (common.form, &shown) {
+        (Form::Json, Shown::Stored(object)) => text_of(served, object),
+        (form, _) => render_written(app, served, form, common.include, &shown.value(served)),
+    };
     let mut answer = body::json_bytes(if created { 201 } else { 200 }, bytes);
     body::warn(&mut answer, &warnings);
     Ok(answer)

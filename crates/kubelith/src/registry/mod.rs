@@ -136,7 +136,7 @@ pub struct Registry {
 
 impl Registry {
     /// Builds the snapshot of the built-in kinds and these definitions.
-    pub fn build(generation: u64, definitions: &[Definition]) -> Self {
+    pub fn build(generation: u64, definitions: &[Arc<Definition>]) -> Self {
         let mut all: Vec<Arc<Served>> = holdfast_apimachinery::kind::builtins()
             .into_iter()
             .map(|kind| Arc::new(Served::builtin(kind)))
