@@ -7,7 +7,7 @@ use holdfast_kubelith::store::SharedJournal;
 use holdfast_kubelith::{PlaneParts, inprocess, plane};
 use holdfast_plane::Identity;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
 use kube::Api;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
@@ -77,6 +77,8 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let pod: Pod = serde_json::from_value(
         json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}),
     )?;
+    let accounts: Api<ServiceAccount> = Api::default_namespaced(client.clone());
+    accounts.create(&post, &serde_json::from_value(json!({"metadata": {"name": "default"}}))?).await?;
     pods.create(&post, &pod).await?;
     measure!("merge patch of a Pod's status", i => pods.patch_status("p", &PatchParams::default(), &Patch::Merge(json!({"status": {"message": i.to_string()}}))));
     let gvk = GroupVersionKind::gvk("virtualization.deckhouse.io", "v1alpha2", "VirtualMachine");

@@ -256,16 +256,19 @@ fn tracked(kind: &Kind, object: &Value, endpoint: Endpoint) -> Value {
         if !keep {
             continue;
         }
-        let mut value = value.clone();
-        if name == "metadata"
-            && let Some(metadata) = value.as_object_mut()
-        {
-            metadata.retain(|field, _| {
-                !UNTRACKED.contains(&field.as_str())
-                    && (endpoint != Endpoint::Status
-                        || matches!(field.as_str(), "labels" | "annotations" | "finalizers"))
-            });
-        }
+        let value = match value.as_object().filter(|_| name == "metadata") {
+            None => value.clone(),
+            // Filtered before it is copied: the managed fields are the larger part of many objects.
+            Some(metadata) => {
+                let is_kept = |field: &str| {
+                    !UNTRACKED.contains(&field)
+                        && (endpoint != Endpoint::Status
+                            || matches!(field, "labels" | "annotations" | "finalizers"))
+                };
+                let kept = metadata.iter().filter(|(field, _)| is_kept(field));
+                Value::Object(kept.map(|(field, value)| (field.clone(), value.clone())).collect())
+            }
+        };
         out.insert(name.clone(), value);
     }
     // `metadata` itself is never owned, so it is there even where it is empty.
