@@ -366,6 +366,11 @@ pub fn ensure_definition(core: &Core, definition: &Value) -> Result<(), Status> 
         return ensure(core, group, plural, "", definition.clone());
     };
     let mut updated = existing.value();
-    updated["spec"] = definition["spec"].clone();
+    let stored = std::mem::replace(&mut updated["spec"], definition["spec"].clone());
+    served.kind.default(&mut updated);
+    if updated["spec"] == stored {
+        // The usual start: spared is the validation of every schema.
+        return Ok(());
+    }
     core.update(call, served, ("", name), "", Body { value: updated, duplicates: Vec::new() }).map(drop)
 }
