@@ -123,10 +123,10 @@ fn settle_finished(plan: &mut Plan, o: &Observed, new: &mut InstanceStatus) {
         );
         let aborted = completed.is_some_and(|condition| condition.reason == "Aborted");
         if status.phase == VmopPhase::Failed && !aborted {
-            let failed_at = completed.map_or(o.now, |condition| condition.last_transition_time.0);
+            // Not the condition's time: an unschedulable target shows its reason long before it fails.
             let failures = new.evacuation_failures.clone().unwrap_or_default();
             let count = failures.count + 1;
-            new.evacuation_failures = Some(EvacuationFailures { count, last_at: Some(Time(failed_at)) });
+            new.evacuation_failures = Some(EvacuationFailures { count, last_at: Some(Time(o.now)) });
             if let Some(vm) = &o.machine.vm {
                 let delay = backoff::evacuation_delay_s(count);
                 let text = format!(

@@ -17,7 +17,10 @@ pub fn check(vm: &VirtualMachineSpec, class: &str, policies: &[SizingPolicy]) ->
     }
     let cores = vm.cpu.cores;
     let reasons = match covering(policies, cores) {
-        None => vec![format!("no range fits {cores} cores, the ranges are {}", ranges(policies))],
+        None => vec![format!(
+            "its resources do not match any sizing policies: no range fits {cores} cores, the ranges are {}",
+            ranges(policies)
+        )],
         Some(policy) => failures(vm, policy),
     };
     if reasons.is_empty() {
@@ -151,7 +154,12 @@ mod tests {
         for (cores, fraction, memory, expected) in [
             (2, Some("25%"), "2Gi", "fits"),
             (2, None, "8Gi", "fits"),
-            (9, None, "8Gi", "no range fits 9 cores, the ranges are 1..4, 5..8"),
+            (
+                9,
+                None,
+                "8Gi",
+                "its resources do not match any sizing policies: no range fits 9 cores, the ranges are 1..4, 5..8",
+            ),
             (2, Some("20%"), "2Gi", "core fraction 20% is not allowed, set one of 10%, 25%, 100%"),
             (2, None, "512Mi", "memory 512Mi is out of range, set between 1Gi and 8Gi"),
             (2, None, "1800Mi", "memory 1800Mi does not match the step, use 1536Mi or 2Gi"),
