@@ -122,7 +122,11 @@ fn settle_finished(plan: &mut Plan, o: &Observed, new: &mut InstanceStatus) {
             <Completed as holdfast_api::condition::ConditionKind>::TYPE,
         );
         let aborted = completed.is_some_and(|condition| condition.reason == "Aborted");
-        if status.phase == VmopPhase::Failed && !aborted {
+        // Its finalizer may outlive the count by a conflict: a later one is made after the last count.
+        let made = operation.object.metadata.creation_timestamp.as_ref().map(|at| at.0);
+        let last = new.evacuation_failures.as_ref().and_then(|f| f.last_at.as_ref()).map(|at| at.0);
+        let counted = made.zip(last).is_some_and(|(made, last)| last >= made);
+        if status.phase == VmopPhase::Failed && !aborted && !counted {
             // Not the condition's time: an unschedulable target shows its reason long before it fails.
             let failures = new.evacuation_failures.clone().unwrap_or_default();
             let count = failures.count + 1;

@@ -161,8 +161,8 @@ fn five_moves_from_one_node_go_one_by_one() {
         world.cordon_all(false).await;
         world.nodes.wishes.borrow_mut().moves = Moves::Held;
         let mut names: Vec<String> = (0..5).map(|n| format!("go-{n}")).collect();
-        for n in 0..5 {
-            world.operate(&names[n], "Evict", &format!("v{n}")).await.unwrap();
+        for (n, name) in names.iter().enumerate() {
+            world.operate(name, "Evict", &format!("v{n}")).await.unwrap();
         }
         world.pass(10).await;
         let queued = world.operation("go-4", "Pending").await;

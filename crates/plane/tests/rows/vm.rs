@@ -118,7 +118,7 @@ fn without_fencing_a_dead_node_starts_nothing_elsewhere() {
         for _ in 0..60 {
             world.pass(10).await;
             let names: Vec<_> = world.launchers("web").await.iter().map(|pod| pod.name_any()).collect();
-            assert_eq!(names, [pod.clone()], "no second launcher pod");
+            assert_eq!(names, std::slice::from_ref(&pod), "no second launcher pod");
             let status = world.get::<VirtualMachine>("web").await.unwrap().status.unwrap();
             assert_eq!(status.node_name.as_deref(), Some("n1"));
         }
@@ -196,7 +196,7 @@ fn a_stopped_vm_shows_what_its_spec_says() {
         world.running("web", None, json!({"cpu": {"cores": 20}, "memory": {"size": "1Gi"}})).await;
         stop(&world, "web", "stop").await;
         let vm = world.get::<VirtualMachine>("web").await.unwrap();
-        let topology = vm.status.as_ref().unwrap().resources.as_ref().unwrap().cpu.topology.clone().unwrap();
+        let topology = vm.status.as_ref().unwrap().resources.as_ref().unwrap().cpu.topology.unwrap();
         assert_eq!((topology.sockets, topology.cores_per_socket), (2, 10));
         assert_eq!(condition(&vm, "Migratable"), "False/VirtualMachineNonMigratable");
         assert_eq!(condition(&vm, "AgentReady"), "");
