@@ -293,11 +293,6 @@ impl World {
         self.get(name).await.unwrap()
     }
 
-    /// Epoch of a VM's Instance; 0 while there is none.
-    pub async fn instance_epoch(&self, name: &str) -> i64 {
-        self.get::<Instance>(name).await.map_or(0, |instance| instance.spec.epoch)
-    }
-
     /// The launcher pods of a VM, sorted by name.
     pub async fn launchers(&self, vm: &str) -> Vec<Pod> {
         let list = self.api::<Pod>().list(&Default::default()).await.unwrap();
