@@ -9,5 +9,6 @@ mod first_light;
 mod migration;
 mod power;
 mod queue;
+mod resources;
 mod support;
 mod waiting;
