@@ -243,42 +243,5 @@ fn placement_changes_move_what_can_move() -> Result<()> {
     ensure!(home.field(&format!("vmop {}", operations[0]), "/spec/type") == "Evict");
     ensure!(changes(&home, "v").is_empty() && home.field("instance v", "/spec/epoch") == epoch);
     ensure!(home.condition("vm v", "AwaitingRestartToApplyConfiguration") == "False");
-    // VL-C12 MM-C6: it cannot move.
-    let local = manifests::blank_vm("fixed", "").replace("size: 4Mi", "size: 4Mi, storageClassName: local");
-    home.apply(&local)?;
-    home.wait_phase("fixed", "Running", SOON)?;
-    let (node, qemu) = (node_of(&home, "fixed"), qemus(&home, "fixed"));
-    let away = if node == TWO { "red" } else { "blue" };
-    patch(&home, "vm fixed", &colour(away))?;
-    home.wait_condition("vm fixed", "AwaitingRestartToApplyConfiguration", "True", SOON)?;
-    ensure!(
-        placements(&home)?.is_empty() && qemus(&home, "fixed") == qemu && node_of(&home, "fixed") == node
-    );
-    wait_for("an event says so", SOON, || {
-        let events =
-            home.k(&["get", "events", "--field-selector", "involvedObject.name=fixed"]).unwrap_or_default();
-        if events.contains("igrat") { Ok(()) } else { Err(events) }
-    })?;
-
-    // VL-C22: the three manifests of seed 004.
-    home.k(&["label", "node", NODES[2], "disktype=ssd"])?;
-    patch(&home, "vm w", r#"{"metadata":{"labels":{"server":"database"}}}"#)?;
-    let ssd = "  affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: \
-               [{matchExpressions: [{key: disktype, operator: In, values: [ssd]}]}]}}}";
-    let term = "{labelSelector: {matchLabels: {server: database}}, topologyKey: kubernetes.io/hostname}";
-    let near = format!(
-        "  affinity: {{virtualMachineAndPodAffinity: {{preferredDuringSchedulingIgnoredDuringExecution: \
-         [{{weight: 1, virtualMachineAndPodAffinityTerm: {term}}}]}}}}"
-    );
-    let apart = format!(
-        "  affinity: {{virtualMachineAndPodAntiAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: [{term}]}}}}"
-    );
-    let three = [("ssd", ssd), ("near", near.as_str()), ("apart", apart.as_str())];
-    home.apply(&three.map(|(name, affinity)| manifests::blank_vm(name, affinity)).concat())?;
-    for (name, _) in three {
-        home.wait_phase(name, "Running", SOON)?;
-    }
-    let nodes = ["w", "ssd", "near", "apart"].map(|vm| node_of(&home, vm));
-    ensure!(nodes[1] == NODES[2] && nodes[2] == nodes[0] && nodes[3] != nodes[0], "{nodes:?}");
     Ok(())
 }
