@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_env::watch;
 use holdfast_hypervisor::qga::{GuestAgent, QgaError};
 use holdfast_wire::launcher::{GuestFacts, GuestNic};
 use holdfast_wire::local::{BoxStream, LocalSockets};
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 const RETRY: Duration = Duration::from_secs(2);

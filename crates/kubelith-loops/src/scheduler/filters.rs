@@ -68,7 +68,7 @@ fn is_schedulable(pod: &Pod, info: &NodeInfo) -> bool {
         effect: "NoSchedule".to_owned(),
         ..Taint::default()
     };
-    !cordoned || pods::tolerates(pods::tolerations(pod), &taint)
+    !cordoned || holdfast_env::mutant!("cordon-ignored") || pods::tolerates(pods::tolerations(pod), &taint)
 }
 
 /// The first NoSchedule or NoExecute taint that the pod does not tolerate.

@@ -27,11 +27,11 @@ use crate::admission::Admission;
 use crate::auth::Rbac;
 use crate::registry::{Definition, Registry};
 use crate::store::{Durability, HistoryLimits, Journal, State, StoreError, Writer, Writing};
+use holdfast_env::watch as signal;
 use holdfast_env::{Clock, Entropy, Stream};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tokio::sync::watch as signal;
 
 /// What the core is built from.
 pub struct Parts {

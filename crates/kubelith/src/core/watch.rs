@@ -5,8 +5,8 @@ use super::read::selects;
 use crate::registry::Served;
 use crate::store::{Event, EventKind, Object, TooOld};
 use holdfast_apimachinery::selector::{FieldSelector, LabelSelector};
+use holdfast_env::watch as signal;
 use std::sync::Arc;
-use tokio::sync::watch as signal;
 
 /// What a watcher wants to see.
 #[derive(Clone, Debug)]

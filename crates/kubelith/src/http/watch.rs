@@ -17,12 +17,13 @@ use holdfast_apimachinery::{
     field::FieldError,
     status::Status,
 };
+use holdfast_env::watch as signal;
 use http::{HeaderValue, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch as signal};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, sleep_until};
 use tokio_tungstenite::{
     WebSocketStream,

@@ -2,10 +2,10 @@
 
 use super::journal::Loaded;
 use super::object::{Key, Object};
+use holdfast_env::watch;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-use tokio::sync::watch;
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

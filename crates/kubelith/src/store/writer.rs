@@ -1,10 +1,10 @@
 //! Makes writes durable: one thread with several requests an fsync, or the caller itself.
 
 use super::journal::{Journal, Record};
+use holdfast_env::watch;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use tokio::sync::watch;
 
 /// Most records in one commit: bounds the latency of the first of them.
 const GROUP: usize = 512;
@@ -168,6 +168,11 @@ impl Scribe {
     fn write(&mut self, group: &[Record]) {
         if self.has_failed() {
             return;
+        }
+        if holdfast_env::mutant!("answered-before-durable") && group.iter().any(|record| record.rev % 16 == 0)
+        {
+            self.progress.send_modify(|p| p.rev = group.last().map_or(0, |last| last.rev));
+            return (self.durable)(group);
         }
         if let Err(error) = self.journal.append(group) {
             tracing::error!(%error, "store failed; no further write is accepted");
