@@ -49,7 +49,7 @@ impl Events {
 
     fn send(&self, namespace: String, object: &Value, kind: &str, reason: &str, message: &str) {
         let now = crate::time::now();
-        let stamp = chrono::Utc::now().timestamp_nanos_opt().unwrap_or_default();
+        let stamp = holdfast_env::now().as_nanosecond();
         let name = format!("{}.{stamp:x}", object["name"].as_str().unwrap_or_default());
         let event = json!({
             "metadata": {"name": name, "namespace": namespace},

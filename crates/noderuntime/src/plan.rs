@@ -172,6 +172,11 @@ pub fn phase(pod: &Pod, record: &PodRecord) -> &'static str {
         });
         return if failed { "Failed" } else { "Succeeded" };
     }
+    if is_deleted(pod) && !record.may_have_processes() {
+        // Deleted before everything was started: nothing of it will ever run here, and whoever keeps the
+        // object with a finalizer must be able to see that.
+        return "Failed";
+    }
     let started = |c: &&ContainerRecord| {
         c.attempt > 0 || matches!(c.state, State::Running { .. } | State::Exited { .. })
     };
@@ -257,6 +262,18 @@ mod tests {
             }
             (into, from) => *into = from.clone(),
         }
+    }
+
+    #[test]
+    fn a_pod_deleted_before_its_start_is_final_and_then_goes() {
+        let deleted = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        let record = record(State::Waiting { not_before_ms: 0 });
+        assert_eq!(phase(&pod(&json!({})), &record), "Pending");
+        assert_eq!(phase(&pod(&deleted), &record), "Failed");
+        let pod = pod(&deleted);
+        let step = next(Observed { pod: Some(&pod), record: &record, now_ms: 0 });
+        assert_eq!(step, Step::DeleteObject);
+        assert_eq!(phase(&pod, &crate::record::tests::record(running())), "Running", "it may still run");
     }
 
     fn exited(code: i32) -> State {

@@ -2,22 +2,28 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
+fn now_utc() -> DateTime<Utc> {
+    let now = holdfast_env::now();
+    let nanos = u32::try_from(now.subsec_nanosecond()).unwrap_or(0);
+    DateTime::from_timestamp(now.as_second(), nanos).unwrap_or_default()
+}
+
 /// Now, RFC 3339, whole seconds: the form of `metav1.Time`.
 #[must_use]
 pub fn now() -> String {
-    Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true)
+    now_utc().to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 /// Now, RFC 3339 with microseconds: the form of `metav1.MicroTime`.
 #[must_use]
 pub fn now_micro() -> String {
-    Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
+    now_utc().to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
 /// Milliseconds since 1970.
 #[must_use]
 pub fn now_ms() -> i64 {
-    Utc::now().timestamp_millis()
+    now_utc().timestamp_millis()
 }
 
 /// Milliseconds since 1970 of an RFC 3339 instant; `None` if it is none.
