@@ -36,6 +36,9 @@ pub fn cold_start(here: &Here, id: &Id, instance: &Instance) -> Result<(), Refus
     let Some(claim) = status.and_then(|s| s.claim.as_ref()) else {
         return refuse("nobody has the claim to start this VM yet");
     };
+    if holdfast_env::mutant!("epoch-unchecked") {
+        return Ok(());
+    }
     if claim.epoch != id.epoch {
         return refuse(format!("the claim is for epoch {}, the launcher is for {}", claim.epoch, id.epoch));
     }

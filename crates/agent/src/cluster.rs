@@ -11,6 +11,7 @@ use holdfast_api::ModuleConfig;
 use holdfast_api::engine::{Instance, Migration};
 use holdfast_api::names::{MODULE_CONFIG, label};
 use holdfast_api::settings::VirtualizationSettings;
+use holdfast_env::watch;
 use holdfast_reconcile::Reconnect;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -21,7 +22,6 @@ use kube::{Client, Resource, ResourceExt as _};
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 /// Field manager of everything the agent writes.
 pub const FIELD_MANAGER: &str = "holdfast-agent";

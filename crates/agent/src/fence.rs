@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use holdfast_api::names::PLATFORM_NAMESPACE;
+use holdfast_env::watch;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, PostParams};
-use tokio::sync::watch;
 
 use crate::cluster::{FIELD_MANAGER, is_conflict, is_not_found};
 

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::watch;
+use holdfast_env::watch;
 
 pub use config::{AcceleratorChoice, Config, GATEWAY, TlsFiles};
 pub use host::Outside;

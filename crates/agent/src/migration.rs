@@ -254,7 +254,7 @@ async fn commit_for(agent: &NodeAgent, id: &Id, uid: &str) -> Result<(), StepErr
 fn settle(records: &Records) -> Option<Verdict> {
     if records.continued {
         Some(Verdict::Continued)
-    } else if records.found && records.ended {
+    } else if records.found && records.ended || holdfast_env::mutant!("not-continued-yet-means-never") {
         Some(Verdict::NeverContinued)
     } else {
         None

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use holdfast_api::engine::{Instance, Migration};
+use holdfast_env::watch;
 use holdfast_hypervisor::definition::Accelerator;
 use holdfast_wire::Id;
 use holdfast_wire::launcher::State;
 use holdfast_wire::peer::{PORT, Route};
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use crate::authorise::Here;
 use crate::cluster::Cluster;

@@ -283,6 +283,9 @@ fn letters(index: u32) -> String {
 /// clears the mark that this move has satisfied (migration-and-maintenance.md §2.1 step 12). None
 /// when it is not (or no longer) to be written.
 pub fn flip(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value> {
+    if holdfast_env::mutant!("flip-forgotten") {
+        return None;
+    }
     let event = facts.state.migration.as_ref().filter(|m| m.stage == MoveStage::Resumed)?;
     let status = instance.status.as_ref()?;
     let named = status.migration.as_ref().filter(|m| m.uid == event.migration_uid)?;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_api::engine::ExitCause;
+use holdfast_env::watch;
 use holdfast_wire::Id;
 use holdfast_wire::launcher::{
     Event, MigrationEvent, MoveProgress, MoveStage, Request, StopWhy, Verdict, VmState,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::conversation::{Conversation, Hello, PROMPT, TalkError};
@@ -127,6 +128,11 @@ impl Driver {
     async fn finish(&mut self, end: End) {
         self.outgoing = None;
         self.learn_identity();
+        if self.facts.borrow().id.instance_uid.is_empty() {
+            // It never spoke to this agent and left no record: only its pod tells whom it served.
+            self.agent.cluster.ready().await;
+            self.learn_identity();
+        }
         let end = self.settled(end).await;
         tracing::info!(id = %self.facts.borrow().id, ?end, "launcher ended");
         self.facts.send_modify(|facts| {
@@ -150,6 +156,9 @@ impl Driver {
             return end;
         }
         let Some(uid) = on_disk.gave_up.filter(|_| end.cause.is_some()) else { return end };
+        if holdfast_env::mutant!("dead-source-is-an-end") {
+            return end;
+        }
         // The guest may run at the target: an end reported now could start a second one (INV-1).
         self.agent.cluster.ready().await;
         let id = self.facts.borrow().id.clone();
@@ -165,8 +174,11 @@ impl Driver {
     /// Whom a launcher served that never connected to this agent: its record or its pod tells.
     fn learn_identity(&self) {
         let known = !self.facts.borrow().id.instance_uid.is_empty();
-        let recorded =
-            self.agent.pods.on_disk(&self.pod_uid).ok().flatten().and_then(|d| d.exit).map(|e| e.id);
+        let on_disk = self.agent.pods.on_disk(&self.pod_uid).ok().flatten();
+        // The launcher writes its records: it may say whom it served, but not that it is another pod.
+        let recorded = on_disk
+            .and_then(|records| records.exit.map(|exit| exit.id).or(records.served))
+            .map(|id| Id { pod_uid: self.pod_uid.clone(), ..id });
         let pod = self.agent.cluster.pods.get(&self.pod_uid);
         if !known && let Some(id) = recorded.or_else(|| pod.as_deref().and_then(id_of_pod)) {
             self.facts.send_modify(|facts| facts.id = id);
@@ -225,7 +237,9 @@ impl Driver {
                     Err(error) => self.failed(&step, &error, &mut retry),
                 }
             }
-            let wake = retry.at.unwrap_or_else(|| Instant::now() + TICK);
+            // A retry that is due but has nothing to try must not keep this loop spinning.
+            let now = Instant::now();
+            let wake = retry.at.filter(|at| *at > now).unwrap_or(now + TICK);
             tokio::select! {
                 biased;
                 event = events.recv() => match event {

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_api::engine::{Instance, Migration};
+use holdfast_api::engine::{Instance, Migration, MigrationState};
+use holdfast_env::watch;
 use holdfast_env::{Timestamp, fault};
 use kube::ResourceExt as _;
 use serde_json::Value;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::cluster::{is_conflict, is_not_found};
@@ -131,6 +131,10 @@ async fn write_migration(
     let mut migration = cached.clone();
     let mut progress = false;
     for attempt in 1.. {
+        // What has finished never changes again (INV-7).
+        if migration.status.as_ref().and_then(|status| status.state).is_some_and(MigrationState::is_final) {
+            return Ok(progress);
+        }
         let patch = report::source_in_migration(facts, &migration, now, progress_due && !progress)
             .or_else(|| report::target_in_migration(facts, &migration, &address, agent.port(), now));
         let Some(patch) = patch else { return Ok(progress) };

@@ -79,7 +79,11 @@ fn decide(o: &Observed, status: &InstanceStatus, cancelled: bool) -> Decision {
     }
     let seen_cordoned = annotation_of(&o.machine.instance) == Some(mark);
     let rebalancing = status.evacuation_source.as_deref() == Some(SOURCE_REBALANCE);
-    if seen_cordoned && !rebalancing && o.cordoned == Some(false) {
+    if seen_cordoned
+        && !rebalancing
+        && o.cordoned == Some(false)
+        && !holdfast_env::mutant!("mark-kept-after-uncordon")
+    {
         return Decision::TakeBack("the node is uncordoned");
     }
     let Some(vm) = &o.machine.vm else { return Decision::Wait("no VM of this front") };

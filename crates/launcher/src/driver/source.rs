@@ -111,7 +111,12 @@ impl<H: Hypervisor> Driver<H> {
 
     pub(super) async fn on_migration_status(&mut self, status: MigrationStatus) {
         match self.phase.clone() {
-            Phase::MovingOut(_) => {
+            Phase::MovingOut(uid) => {
+                if status == MigrationStatus::PreSwitchover
+                    && holdfast_env::mutant!("commit-before-completed")
+                {
+                    return self.give_up_right(&uid).await;
+                }
                 if status == MigrationStatus::Failed
                     && let Some(machine) = self.machine.clone()
                     && let Ok(info) = machine.migration().await
@@ -122,6 +127,11 @@ impl<H: Hypervisor> Driver<H> {
                 self.monitor(Input::Status(status)).await;
             }
             Phase::Listening(uid) if status == MigrationStatus::Failed => self.on_incoming_failed(&uid).await,
+            Phase::Listening(_)
+                if status == MigrationStatus::Completed && holdfast_env::mutant!("run-without-commit") =>
+            {
+                let _ = self.run_guest().await;
+            }
             _ => {}
         }
     }
@@ -141,6 +151,9 @@ impl<H: Hypervisor> Driver<H> {
     }
 
     pub(super) async fn cancel(&mut self, uid: String, why: String) -> Result<(), String> {
+        if holdfast_env::mutant!("cancel-unheard") {
+            return Ok(());
+        }
         match self.phase.clone() {
             Phase::MovingOut(current) if current == uid => {
                 if !self.outgoing.as_ref().is_some_and(|o| o.monitor.can_cancel()) {
@@ -185,7 +198,11 @@ impl<H: Hypervisor> Driver<H> {
             let text = "the control stream to the target broke before the hand-over".to_owned();
             return self.move_stays(MoveStage::Failed, "ControlLost", text).await;
         }
-        if let Err(e) = self.records.give_up(&self.config.id, uid) {
+        let recorded = match holdfast_env::mutant!("no-give-up-record") {
+            true => Ok(()),
+            false => self.records.give_up(&self.config.id, uid),
+        };
+        if let Err(e) = recorded {
             // A record of which nobody knows whether it is on disk must not become one.
             report("removing the give-up record", self.records.regain());
             let text = format!("recording the hand-over: {e}");
@@ -330,6 +347,9 @@ impl<H: Hypervisor> Driver<H> {
         let now = Instant::now();
         let Some(outgoing) = &mut self.outgoing else { return };
         if let Some(at) = outgoing.next_commit {
+            if now >= at && holdfast_env::mutant!("late-ack-means-no") {
+                return self.regain_right("Silence", "the target did not answer".into()).await;
+            }
             if now >= at {
                 self.say_commit().await;
             }

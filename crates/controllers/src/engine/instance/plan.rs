@@ -264,10 +264,17 @@ impl Step {
             return self.end(o, cause, &report.detail, Proof { by, ..proof(ProofKind::AgentReport) });
         }
         let rebooted = o.boots.get(&claim.node).is_some_and(|boot| *boot != claim.boot_id);
-        if rebooted && !self.may_run_on_a_target(o, claim) {
+        let moved = self.may_run_on_a_target(o, claim) && !holdfast_env::mutant!("reboot-ends-moved-guest");
+        if rebooted && !moved {
             let detail =
                 format!("Node {} came back under another boot id; what ran there is gone.", claim.node);
             return self.end(o, ExitCause::NodeLost, &detail, proof(ProofKind::NodeRebooted));
+        }
+        if pod.is_none() && holdfast_env::mutant!("missing-pod-proves-end") {
+            return self.end(o, ExitCause::NodeLost, "its pod is gone", proof(ProofKind::AgentReport));
+        }
+        if pod.is_some_and(|pod| is_final(pod)) && holdfast_env::mutant!("final-pod-proves-end") {
+            return self.end(o, ExitCause::Crash, "its pod has ended", proof(ProofKind::AgentReport));
         }
         self.live(o, report.as_ref(), pod, pod_deleted);
     }

@@ -44,6 +44,9 @@ fn holds_slot(o: &Observed, m: &Move) -> bool {
     let abort_at = status.abort.as_ref().and_then(|abort| abort.at.as_ref());
     let unheard = abort_at.is_some_and(|at| o.now >= backoff::after(at.0, rules::ABORT_S));
     let target_ended = status.target.as_ref().is_some_and(|target| target.ended_at.is_some());
+    if holdfast_env::mutant!("slot-freed-at-switch") && state(m) == MigrationState::Switching {
+        return false;
+    }
     state(m) >= MigrationState::Placing && !(unheard && target_ended)
 }
 
@@ -72,7 +75,7 @@ fn grant_slots(plan: &mut Plan, o: &Observed) {
                 "Waiting for a free migration slot: the cluster limit of {} is reached.",
                 o.able_nodes
             ))
-        } else if leaving.contains(&node) {
+        } else if leaving.contains(&node) && !holdfast_env::mutant!("outbound-slot-ignored") {
             Some(format!("Waiting for a free migration slot: outbound slot on source node {node:?}."))
         } else {
             None
@@ -136,7 +139,7 @@ fn hand_over(plan: &mut Plan, o: &Observed) {
         };
         let old = status(m);
         let mut new = old.clone();
-        if !entered.insert(node.clone()) {
+        if !entered.insert(node.clone()) && !holdfast_env::mutant!("inbound-slot-ignored") {
             wait_for_inbound(plan, o, &mut new, &node);
             write(plan, m, &old, &new);
             continue;

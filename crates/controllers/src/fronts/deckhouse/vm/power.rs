@@ -110,6 +110,9 @@ fn after_the_end(
         Some((VmopType::Evict | VmopType::Migrate, _)) | None => {}
     }
     let restart = instance.spec.stop.as_ref().and_then(|stop| stop.by.strip_prefix(RESTART));
+    if holdfast_env::mutant!("restart-forgotten") && cause(instance) == ExitCause::Crash {
+        return decision;
+    }
     let by_rules = decision.rules.is_none() && rules_restart(&instance.spec.restart_rules, cause(instance));
     decision.start = if let Some(by) = restart {
         Some(by.to_owned())

@@ -185,6 +185,13 @@ fn conclude(plan: &mut Plan, o: &Observed, outcome: &Outcome) {
 
 /// A finished operation lets go of its finalizer and goes when its time has come.
 fn retire(plan: &mut Plan, o: &Observed) {
+    if holdfast_env::mutant!("finished-operation-rewritten")
+        && let Some(old) = &o.operation.status
+        && o.newer_finished > 0
+    {
+        let new = VirtualMachineOperationStatus { phase: VmopPhase::Failed, ..old.clone() };
+        plan.set_status(&*o.operation, Some(old), &new);
+    }
     if let Some(patch) = Patch::remove_finalizer(&*o.operation, finalizer::VMOP_CLEANUP) {
         plan.because("finished");
         plan.then(patch);
@@ -224,6 +231,9 @@ fn deletion(plan: &mut Plan, o: &Observed, phase: Option<VmopPhase>) {
         return;
     }
     plan.because("deleted");
+    if holdfast_env::mutant!("finalizer-kept") {
+        return;
+    }
     if let Some(patch) = Patch::remove_finalizer(&*o.operation, finalizer::VMOP_CLEANUP) {
         plan.then(patch);
     }
