@@ -18,7 +18,7 @@ clean-state: ## stop the platform and delete its state (VMs and disks too)
 	@if [ -x target/release/holdfast ]; then target/release/holdfast down --purge; else echo "nothing is built, so nothing runs"; fi
 
 build: ## build the programs into target/release
-	@$(CARGO) build --release --workspace --bins
+	@$(CARGO) build --release --workspace --exclude holdfast-sim --bins
 
 images: ## build the demo guest image
 	@images/demo/build

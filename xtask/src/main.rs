@@ -27,6 +27,12 @@ enum Chore {
     Tidy,
     /// Checks the licences of all dependencies.
     Licences,
+    /// Runs histories of the simulation; arguments are passed on (see docs/simulation.md).
+    Sim {
+        /// For `holdfast-sim`, such as `--seed 42`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Counts acceptance rows with a test; V=1 lists those without.
     Acceptance,
 }
@@ -36,8 +42,22 @@ fn main() -> Result<()> {
         Chore::Codegen => codegen::write(),
         Chore::Tidy => tidy::check(),
         Chore::Licences => licences::check(),
+        Chore::Sim { arguments } => sim(&arguments),
         Chore::Acceptance => acceptance::report(),
     }
+}
+
+/// The simulation is a program of its own, built with its feature for deliberate bugs: chores stay quick.
+fn sim(arguments: &[String]) -> Result<()> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let status = std::process::Command::new(cargo)
+        .args(["run", "--quiet", "--release", "-p", "holdfast-sim", "--"])
+        .args(arguments)
+        .current_dir(root())
+        .status()
+        .context("the simulation could not be started")?;
+    anyhow::ensure!(status.success(), "the simulation has found something, see above");
+    Ok(())
 }
 
 /// Root folder of the workspace.

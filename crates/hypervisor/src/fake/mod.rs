@@ -40,6 +40,8 @@ struct World {
     /// Socket that a source is told to connect to, and the one on which its target listens.
     relays: BTreeMap<String, String>,
     violations: Vec<String>,
+    /// Machines whose process has ended while their guest executed, since the last look.
+    ended: Vec<PathBuf>,
     /// Bytes a second that a move gets at most; none: everything at once.
     link: Option<u64>,
     /// Length of the device stage of a move over a link.
@@ -169,6 +171,21 @@ impl Fake {
         self.with(run_dir, |m| m.hangs = hangs);
     }
 
+    /// Run directories of machines whose process has ended while their guest executed, since the last call.
+    pub fn take_ended(&self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.lock().ended)
+    }
+
+    /// Run directories of the machines that are sending their memory away.
+    pub fn leaving(&self) -> Vec<PathBuf> {
+        use MigrationStatus::{Active, Device, PreSwitchover, Setup};
+        let world = self.lock();
+        let leaves = |m: &&Model| {
+            m.state != RunState::Incoming && matches!(m.migration, Setup | Active | PreSwitchover | Device)
+        };
+        world.machines.values().filter(leaves).map(|m| m.run_dir.clone()).collect()
+    }
+
     /// Run directories of the machines whose guest executes, with the disks they write.
     pub fn executing(&self) -> Vec<(PathBuf, Vec<PathBuf>)> {
         let world = self.lock();
@@ -210,6 +227,9 @@ impl World {
     /// Ends a process; what its peer notices of it depends on the stage of their move.
     fn end(&mut self, pid: u32, exit: ProcessExit) {
         let Some(model) = self.machines.remove(&pid) else { return };
+        if model.state == RunState::Running {
+            self.ended.push(model.run_dir.clone());
+        }
         model.tell(Event::Ended(exit));
         let Some(peer) = model.peer else { return };
         let Some(other) = self.machines.get_mut(&peer) else { return };
@@ -479,7 +499,9 @@ impl Machine for FakeMachine {
             source.journey = Journey::of(source.memory_bytes, p);
             source.error = None;
             source.peer = Some(peer);
-            source.status(MigrationStatus::Setup);
+            if source.migration != MigrationStatus::Setup {
+                source.status(MigrationStatus::Setup);
+            }
             let machine = source.machine.clone();
             let target = world.machines.get_mut(&peer).expect("invariant: found above");
             target.peer = Some(pid);

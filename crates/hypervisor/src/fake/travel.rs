@@ -54,6 +54,11 @@ impl Fake {
         self.with(run_dir, |m| m.dirty_bytes_s = bytes_per_s);
     }
 
+    /// A source was told to move and connects to its target.
+    pub fn begin_setup(&self, run_dir: &Path) {
+        self.with(run_dir, |m| m.status(MigrationStatus::Setup));
+    }
+
     /// The stream of the move in which this machine takes part breaks, seen from this machine only.
     pub fn break_stream(&self, run_dir: &Path) {
         self.with(run_dir, stream_broke);

@@ -1,0 +1,357 @@
+//! The judge: invariants, looked at after every step, on the truth of the world and on every write of
+//! the API server (architecture.md §5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_kubelith::UserInfo;
+use holdfast_kubelith::store::Record;
+use serde_json::Value;
+
+/// Something that must never happen, and did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which rule.
+    pub rule: &'static str,
+    /// What happened.
+    pub what: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.rule, self.what)
+    }
+}
+
+/// An address in use, or given back.
+#[derive(Debug)]
+struct Address {
+    vm_uid: String,
+    /// When its user was deleted; none while it has one.
+    released: Option<Duration>,
+}
+
+/// The judge of one history.
+#[derive(Debug, Default)]
+pub struct Checker {
+    violations: Vec<Violation>,
+    migrations: BTreeMap<String, Value>,
+    operations: BTreeMap<String, Value>,
+    instances: BTreeMap<String, Value>,
+    addresses: BTreeMap<String, Address>,
+    /// Nodes, for the limit of all moves together.
+    nodes: BTreeSet<String>,
+    /// Cordoned nodes, and since when (seconds since 1970).
+    cordoned: BTreeMap<String, i64>,
+    /// Pods that were seen with a node.
+    placed: BTreeSet<String>,
+    /// VMs (namespace/name) whose guest somebody has asked to end or restart.
+    pub may_end: BTreeSet<String>,
+    /// Highest revision that a client was told of.
+    pub acknowledged: u64,
+    /// Writes by kind, for the figures.
+    pub writes: BTreeMap<String, u64>,
+    /// Moves that were completed.
+    pub moves: u64,
+    /// How often each rule was looked at with something to look at.
+    pub looked: BTreeMap<&'static str, u64>,
+}
+
+/// How long an address stays with its last VM (api.md, retention of leases).
+const RETENTION: Duration = Duration::from_secs(600);
+
+const INTERNAL: &str = "internal.virtualization.deckhouse.io";
+const PUBLIC: &str = "virtualization.deckhouse.io";
+
+impl Checker {
+    /// What must never have happened.
+    #[must_use]
+    pub fn violations(&self) -> &[Violation] {
+        &self.violations
+    }
+
+    /// Notes a violation.
+    pub fn violate(&mut self, rule: &'static str, what: impl Into<String>) {
+        let violation = Violation { rule, what: what.into() };
+        if !self.violations.contains(&violation) {
+            self.violations.push(violation);
+        }
+    }
+
+    fn look(&mut self, rule: &'static str) {
+        *self.looked.entry(rule).or_default() += 1;
+    }
+
+    /// INV-8: who may write what, seen at the request.
+    pub fn note_call(&mut self, head: &http::request::Parts, body: &Bytes, user: &UserInfo) {
+        if head.method == http::Method::GET {
+            return;
+        }
+        let path = head.uri.path();
+        let Some((kind, rest)) = user_kind(path) else { return };
+        let platform = user.name.starts_with("system:");
+        let status = rest.ends_with("/status");
+        self.look("INV-8");
+        if status && user.name != "system:holdfast:controller" {
+            let what = format!("{} wrote the status of {kind} at {path}", user.name);
+            return self.violate("INV-8 status has one writer", what);
+        }
+        // Leases of addresses are the platform's own objects.
+        let platforms_own = kind == "virtualmachineipaddressleases";
+        if platform
+            && !platforms_own
+            && !status
+            && matches!(head.method, http::Method::PATCH | http::Method::PUT)
+        {
+            let value: Value = serde_json::from_slice(body).unwrap_or_default();
+            let foreign = foreign_field(&value);
+            if let Some(field) = foreign {
+                let what = format!("{} changed {field} of {kind} at {path}", user.name);
+                self.violate("INV-8 users' objects are theirs", what);
+            }
+        }
+    }
+
+    /// A write of the API server.
+    pub fn note_write(&mut self, record: &Record, time: Duration) {
+        let Some((plural, group)) = record.storage.split_once('.') else { return self.note_core(record) };
+        if !group.ends_with(PUBLIC) {
+            return;
+        }
+        *self.writes.entry(plural.to_owned()).or_default() += 1;
+        let interesting = matches!(
+            (plural, group),
+            ("migrations" | "instances", INTERNAL) | ("virtualmachineoperations", PUBLIC)
+        );
+        if !interesting {
+            return;
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(&record.json) else { return };
+        let key = format!("{}/{}", record.namespace, record.name);
+        match plural {
+            "migrations" => self.note_migration(key, value, record.deleted),
+            "instances" => self.note_instance(key, value, record.deleted, time),
+            _ => self.note_operation(key, value, record.deleted),
+        }
+    }
+
+    /// Nodes and pods: no launcher is placed on a node that was cordoned a while ago.
+    fn note_core(&mut self, record: &Record) {
+        let name = record.name.to_string();
+        match &*record.storage {
+            "nodes" if record.deleted => {
+                self.nodes.remove(&name);
+            }
+            "nodes" => {
+                self.nodes.insert(name.clone());
+                let Ok(node) = serde_json::from_slice::<Value>(&record.json) else { return };
+                if node["spec"]["unschedulable"] == Value::Bool(true) {
+                    self.cordoned.entry(name).or_insert(record.at);
+                } else {
+                    self.cordoned.remove(&name);
+                }
+            }
+            "pods" if !record.deleted => {
+                let Ok(pod) = serde_json::from_slice::<Value>(&record.json) else { return };
+                let uid = pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+                let Some(node) = pod["spec"]["nodeName"].as_str() else { return };
+                if !self.placed.insert(uid) {
+                    return;
+                }
+                self.look("cordon");
+                // The scheduler may have decided before it saw the cordon.
+                let cordoned = self.cordoned.get(node).copied();
+                if let Some(at) = cordoned.filter(|at| record.at > at + 30) {
+                    let what =
+                        format!("pod {name} was placed on {node}, cordoned {} s before", record.at - at);
+                    self.violate("a cordoned node gets no VM", what);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note_operation(&mut self, key: String, value: Value, deleted: bool) {
+        if deleted {
+            self.operations.remove(&key);
+            return;
+        }
+        let old = self.operations.insert(key.clone(), value.clone());
+        let was_over = |old: &Value| {
+            matches!(old["status"]["phase"].as_str(), Some("Completed" | "Failed" | "Superseded"))
+        };
+        self.check_finished("vmop", &key, old.filter(was_over), &value);
+    }
+
+    fn note_migration(&mut self, key: String, value: Value, deleted: bool) {
+        if deleted {
+            self.migrations.remove(&key);
+            return;
+        }
+        let old = self.migrations.insert(key.clone(), value.clone());
+        let was_over = |old: &Value| !old["status"]["finishedAt"].is_null();
+        let done = |value: &Value| value["status"]["state"] == "Done";
+        if done(&value) && !old.as_ref().is_some_and(done) {
+            self.moves += 1;
+        }
+        self.check_finished("Migration", &key, old.filter(was_over), &value);
+        self.check_limits();
+    }
+
+    /// INV-7: what has finished never changes again.
+    fn check_finished(&mut self, kind: &str, key: &str, old: Option<Value>, new: &Value) {
+        let Some(old) = old.filter(|old| old["metadata"]["uid"] == new["metadata"]["uid"]) else { return };
+        self.look("INV-7");
+        if old["status"] != new["status"] {
+            let what = format!("{kind} {key}: {} became {}", old["status"], new["status"]);
+            self.violate("INV-7 finished operations stay", what);
+        }
+    }
+
+    /// INV-5 on what the API says: one move out of a node, one into a node, in all no more than nodes.
+    fn check_limits(&mut self) {
+        let mut leaving: BTreeMap<String, u32> = BTreeMap::new();
+        let mut entering: BTreeMap<String, u32> = BTreeMap::new();
+        let mut all = 0;
+        for migration in self.migrations.values() {
+            let status = &migration["status"];
+            let state = status["state"].as_str().unwrap_or_default();
+            if !matches!(state, "Placing" | "Preparing" | "Copying" | "Switching") {
+                continue;
+            }
+            // Called off, and nothing of its target is left: it waits for a source that is not heard of.
+            if !status["abort"].is_null() && !status["target"]["endedAt"].is_null() {
+                continue;
+            }
+            all += 1;
+            if let Some(node) = status["source"]["node"].as_str() {
+                *leaving.entry(node.to_owned()).or_default() += 1;
+            }
+            if let Some(node) = status["target"]["node"].as_str().filter(|_| state != "Placing") {
+                *entering.entry(node.to_owned()).or_default() += 1;
+            }
+        }
+        if all == 0 {
+            return;
+        }
+        self.look("INV-5");
+        let too_many = |map: BTreeMap<String, u32>| map.into_iter().find(|(_, count)| *count > 1);
+        if let Some((node, count)) = too_many(leaving) {
+            self.violate("INV-5 migration limits", format!("{count} moves leave {node}"));
+        }
+        if let Some((node, count)) = too_many(entering) {
+            self.violate("INV-5 migration limits", format!("{count} moves enter {node}"));
+        }
+        if all > self.nodes.len().max(1) {
+            self.violate("INV-5 migration limits", format!("{all} moves on {} nodes", self.nodes.len()));
+        }
+    }
+
+    fn note_instance(&mut self, key: String, value: Value, deleted: bool, time: Duration) {
+        self.check_address(&value, deleted, time);
+        if deleted {
+            self.instances.remove(&key);
+            return;
+        }
+        self.check_exit(&key, &value);
+        self.instances.insert(key, value);
+    }
+
+    /// INV-4: an address and a MAC belong to one VM, and stay with it for a while after its end.
+    fn check_address(&mut self, value: &Value, deleted: bool, time: Duration) {
+        let nic = &value["spec"]["hardware"]["nic"];
+        let uid = value["spec"]["owner"]["uid"].as_str().unwrap_or_default();
+        for what in ["address", "mac"] {
+            let Some(address) = nic[what].as_str().filter(|text| !text.is_empty()) else { continue };
+            self.look("INV-4");
+            let known = self.addresses.get(address).filter(|known| known.vm_uid != uid);
+            let clash = known.and_then(|known| match known.released {
+                None => Some(format!("{address} belongs to {} and to {uid}", known.vm_uid)),
+                Some(at) if what == "address" && time < at + RETENTION => {
+                    let age = (time - at).as_secs();
+                    Some(format!("{address} was given to {uid} {age} s after {} was deleted", known.vm_uid))
+                }
+                Some(_) => None,
+            });
+            if let Some(clash) = clash.filter(|_| !deleted) {
+                self.violate("INV-4 one VM an address", clash);
+            }
+            let mine = self.addresses.get(address).is_none_or(|known| known.vm_uid == uid);
+            if mine || !deleted {
+                let released = deleted.then_some(time);
+                self.addresses.insert(address.to_owned(), Address { vm_uid: uid.to_owned(), released });
+            }
+        }
+    }
+
+    /// INV-6: the platform ends no guest that nobody asked to end.
+    fn check_exit(&mut self, key: &str, value: &Value) {
+        let exit = &value["status"]["exit"];
+        let old = self.instances.get(key).map(|old| &old["status"]["exit"]);
+        if exit.is_null() || old == Some(exit) {
+            return;
+        }
+        self.look("INV-6");
+        let cause = exit["cause"].as_str().unwrap_or_default();
+        if matches!(cause, "PlatformStop" | "Evicted" | "GraceExpired") && !self.may_end.contains(key) {
+            self.violate("INV-6 no guest is stopped unasked", format!("{key} ended with {exit}"));
+        }
+    }
+
+    /// Instances as the API has them.
+    #[must_use]
+    pub fn instances(&self) -> &BTreeMap<String, Value> {
+        &self.instances
+    }
+
+    /// Moves as the API has them.
+    #[must_use]
+    pub fn migrations(&self) -> &BTreeMap<String, Value> {
+        &self.migrations
+    }
+
+    /// Operations as the API has them.
+    #[must_use]
+    pub fn operations(&self) -> &BTreeMap<String, Value> {
+        &self.operations
+    }
+}
+
+/// Kind and rest of a path to an object of users' kinds.
+fn user_kind(path: &str) -> Option<(&str, &str)> {
+    let rest = path.strip_prefix("/apis/virtualization.deckhouse.io/v1alpha2/")?;
+    let rest =
+        rest.strip_prefix("namespaces/").and_then(|rest| rest.split_once('/')).map_or(rest, |(_, rest)| rest);
+    Some(rest.split_once('/').unwrap_or((rest, "")))
+}
+
+/// Whether the platform may write this field of a user's object: its own bookkeeping, and labels of its
+/// own domain (api.md §1.4).
+fn is_platforms(field: &str, value: &Value) -> bool {
+    match field {
+        "finalizers" | "ownerReferences" | "resourceVersion" | "uid" | "name" | "namespace" => true,
+        "labels" | "annotations" => {
+            value.as_object().is_none_or(|keys| keys.keys().all(|key| key.contains("deckhouse.io/")))
+        }
+        _ => false,
+    }
+}
+
+/// A field of a patch that is the user's.
+fn foreign_field(patch: &Value) -> Option<String> {
+    let top = patch.as_object()?;
+    for (key, value) in top {
+        match key.as_str() {
+            "apiVersion" | "kind" | "status" => {}
+            "metadata" => {
+                let found = value.as_object()?.iter().find(|(key, value)| !is_platforms(key, value));
+                if let Some((field, _)) = found {
+                    return Some(format!("metadata.{field}"));
+                }
+            }
+            other => return Some(other.to_owned()),
+        }
+    }
+    None
+}

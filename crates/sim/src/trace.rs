@@ -1,0 +1,87 @@
+//! What happened, in lines of fixed columns, and a hash of all of it.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash as _, Hasher as _};
+use std::time::Duration;
+
+/// How much of a history is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The hash only.
+    Hash,
+    /// The last lines, as many as given.
+    Last(usize),
+    /// Everything.
+    All,
+}
+
+/// The trace of one history.
+#[derive(Debug)]
+pub struct Trace {
+    keep: Keep,
+    lines: std::collections::VecDeque<String>,
+    hasher: DefaultHasher,
+    story: Vec<String>,
+    /// Number of the present step.
+    pub step: u64,
+}
+
+impl Trace {
+    /// An empty trace.
+    #[must_use]
+    pub fn new(keep: Keep) -> Self {
+        Self {
+            keep,
+            lines: std::collections::VecDeque::new(),
+            hasher: DefaultHasher::new(),
+            story: Vec::new(),
+            step: 0,
+        }
+    }
+
+    /// Adds a line.
+    pub fn line(&mut self, time: Duration, who: &str, what: &str) {
+        (self.step, time, who, what).hash(&mut self.hasher);
+        let room = match self.keep {
+            Keep::Hash => return,
+            Keep::Last(room) => room,
+            Keep::All => usize::MAX,
+        };
+        while self.lines.len() >= room {
+            self.lines.pop_front();
+        }
+        let line = format!("{:>8} {:>10.3}  {:<26} {}", self.step, time.as_secs_f64(), who, what);
+        self.lines.push_back(line);
+    }
+
+    /// Adds a line that also belongs to the story: what a person must know to understand a history.
+    pub fn tell(&mut self, time: Duration, who: &str, what: &str) {
+        self.line(time, who, what);
+        self.story.push(format!("{:>8} {:>10.3}  {:<26} {}", self.step, time.as_secs_f64(), who, what));
+    }
+
+    /// The story so far.
+    #[must_use]
+    pub fn story(&self) -> &[String] {
+        &self.story
+    }
+
+    /// Mixes something into the hash without a line.
+    pub fn mix(&mut self, what: &[u8]) {
+        what.hash(&mut self.hasher);
+    }
+
+    /// The lines kept.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(String::as_str)
+    }
+
+    /// Hash of everything so far: the same for the same history, bit for bit.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        self.hasher.finish()
+    }
+}
+
+/// Heading of the lines.
+pub const HEADING: &str = "    step        t_s  who                        what";

@@ -1,0 +1,266 @@
+//! What users do: the verbs of the seeds, through the API, each as one task.
+
+use std::time::Duration;
+
+use holdfast_plane::Identity;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Client, ResourceExt as _};
+use serde_json::{Value, json};
+
+use crate::net::{Kind, Place, USERS};
+use crate::world::{Role, World};
+
+/// Namespace of all VMs.
+pub const NAMESPACE: &str = "default";
+
+/// Something a user does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A disk and a VM.
+    Create {
+        /// Name.
+        vm: String,
+        /// Run policy.
+        policy: &'static str,
+        /// Policy of live migration.
+        migration: &'static str,
+    },
+    /// Deletes a VM.
+    Delete {
+        /// Name.
+        vm: String,
+    },
+    /// An operation.
+    Operate {
+        /// Name of the VM.
+        vm: String,
+        /// `Start`, `Stop`, `Restart`, `Evict`.
+        kind: &'static str,
+        /// `force`.
+        force: Option<bool>,
+        /// Name of the operation.
+        name: String,
+    },
+    /// Deletes every unfinished operation of a VM.
+    Cancel {
+        /// Name of the VM.
+        vm: String,
+    },
+    /// `kubectl drain`, until done or called off.
+    Drain {
+        /// Node.
+        node: String,
+    },
+    /// Ctrl+C of every drain of the node; the cordon stays.
+    CallOff {
+        /// Node.
+        node: String,
+    },
+    /// `kubectl uncordon`.
+    Uncordon {
+        /// Node.
+        node: String,
+    },
+    /// Edits the number of cores.
+    Cores {
+        /// Name of the VM.
+        vm: String,
+        /// How many.
+        cores: u8,
+    },
+    /// Pins a VM to a node, or lets it go.
+    Pin {
+        /// Name of the VM.
+        vm: String,
+        /// Node.
+        node: Option<String>,
+    },
+}
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Create { vm, policy, migration } => write!(f, "creates {vm} ({policy}, {migration})"),
+            Self::Delete { vm } => write!(f, "deletes {vm}"),
+            Self::Operate { vm, kind, force, name } => write!(f, "{kind} {vm} as {name}, force {force:?}"),
+            Self::Cancel { vm } => write!(f, "cancels operations of {vm}"),
+            Self::Drain { node } => write!(f, "drains {node}"),
+            Self::CallOff { node } => write!(f, "Ctrl+C on the drain of {node}"),
+            Self::Uncordon { node } => write!(f, "uncordons {node}"),
+            Self::Cores { vm, cores } => write!(f, "gives {vm} {cores} cores"),
+            Self::Pin { vm, node } => write!(f, "pins {vm} to {node:?}"),
+        }
+    }
+}
+
+/// Lets a user do it; returns at once.
+pub fn act(world: &mut World, action: Action) {
+    let place: Place = USERS.into();
+    let time = world.time();
+    world.trace.tell(time, "user", &action.to_string());
+    match &action {
+        Action::Delete { vm } | Action::Operate { vm, kind: "Stop" | "Restart", .. } => {
+            world.checker.may_end.insert(format!("{NAMESPACE}/{vm}"));
+        }
+        Action::CallOff { node } | Action::Uncordon { node } => call_off(world, node),
+        _ => {}
+    }
+    let drain = match &action {
+        Action::Drain { node } => Some(node.clone()),
+        Action::CallOff { .. } => return,
+        _ => None,
+    };
+    let id = world.start(Role::User, &place, |me, world| {
+        let client = world.client(me, Identity::Admin);
+        let (net, me) = (world.net().clone(), me.clone());
+        async move {
+            carry_out(client, action).await;
+            let place = me.place.clone();
+            net.post(Kind::Local, &place, &me.clone(), "is done".to_owned(), move |world| {
+                world.drains.remove(&me.process);
+                world.process_ended(me.process, (0, String::new()));
+            });
+        }
+    });
+    if let Some(node) = drain {
+        world.drains.insert(id, node);
+    }
+}
+
+fn call_off(world: &mut World, node: &str) {
+    let of_node: Vec<_> = world.drains.iter().filter(|(_, n)| *n == node).map(|(id, _)| *id).collect();
+    for id in of_node {
+        world.drains.remove(&id);
+        world.kill(id);
+    }
+}
+
+fn api(client: &Client, kind: &str) -> Api<DynamicObject> {
+    let gvk = GroupVersionKind::gvk("virtualization.deckhouse.io", "v1alpha2", kind);
+    Api::namespaced_with(client.clone(), NAMESPACE, &ApiResource::from_gvk(&gvk))
+}
+
+async fn create(client: &Client, kind: &str, name: &str, spec: Value) -> kube::Result<()> {
+    let value = json!({
+        "apiVersion": "virtualization.deckhouse.io/v1alpha2", "kind": kind,
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"app": name}}, "spec": spec,
+    });
+    let object: DynamicObject = serde_json::from_value(value).map_err(kube::Error::SerdeError)?;
+    api(client, kind).create(&PostParams::default(), &object).await.map(drop)
+}
+
+/// What a user does when the API fails: tries again a few times, as people do.
+async fn carry_out(client: Client, action: Action) {
+    for _ in 0..5 {
+        match once(&client, &action).await {
+            Ok(()) => return,
+            Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 404 | 422) => return,
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => return,
+            Err(_) => tokio::time::sleep(Duration::from_secs(2)).await,
+        }
+    }
+}
+
+async fn once(client: &Client, action: &Action) -> kube::Result<()> {
+    match action {
+        Action::Create { vm, policy, migration } => create_vm(client, vm, policy, migration).await,
+        Action::Delete { vm } => {
+            api(client, "VirtualMachine").delete(vm, &DeleteParams::default()).await.map(drop)
+        }
+        Action::Operate { vm, kind, force, name } => {
+            let mut spec = json!({"type": kind, "virtualMachineName": vm});
+            if let Some(force) = force {
+                spec["force"] = json!(force);
+            }
+            create(client, "VirtualMachineOperation", name, spec).await
+        }
+        Action::Cancel { vm } => cancel(client, vm).await,
+        Action::Drain { node } => drain(client, node).await,
+        Action::CallOff { .. } => Ok(()),
+        Action::Uncordon { node } => cordon(client, node, false).await,
+        Action::Cores { vm, cores } => edit(client, vm, json!({"cpu": {"cores": cores}})).await,
+        Action::Pin { vm, node } => {
+            let selector = match node {
+                Some(node) => json!({"kubernetes.io/hostname": node}),
+                None => Value::Null,
+            };
+            edit(client, vm, json!({"nodeSelector": selector})).await
+        }
+    }
+}
+
+async fn edit(client: &Client, vm: &str, spec: Value) -> kube::Result<()> {
+    let patch = Patch::Merge(json!({"spec": spec}));
+    api(client, "VirtualMachine").patch(vm, &PatchParams::default(), &patch).await.map(drop)
+}
+
+async fn create_vm(client: &Client, vm: &str, policy: &str, migration: &str) -> kube::Result<()> {
+    let disk = format!("{vm}-root");
+    let made = create(client, "VirtualDisk", &disk, json!({"persistentVolumeClaim": {"size": "1Gi"}})).await;
+    match made {
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
+        other => other?,
+    }
+    let spec = json!({
+        "virtualMachineClassName": "host",
+        "runPolicy": policy,
+        "liveMigrationPolicy": migration,
+        "cpu": {"cores": 1, "coreFraction": "10%"},
+        "memory": {"size": "512Mi"},
+        "blockDeviceRefs": [{"kind": "VirtualDisk", "name": disk}],
+    });
+    create(client, "VirtualMachine", vm, spec).await
+}
+
+async fn cancel(client: &Client, vm: &str) -> kube::Result<()> {
+    let operations = api(client, "VirtualMachineOperation");
+    for operation in operations.list(&ListParams::default()).await? {
+        let of_vm = operation.data["spec"]["virtualMachineName"] == *vm;
+        let over =
+            matches!(operation.data["status"]["phase"].as_str(), Some("Completed" | "Failed" | "Superseded"));
+        if of_vm && !over {
+            operations.delete(&operation.name_any(), &DeleteParams::default()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn cordon(client: &Client, node: &str, on: bool) -> kube::Result<()> {
+    let patch =
+        Patch::Merge(json!({"spec": {"unschedulable": if on { Value::Bool(true) } else { Value::Null }}}));
+    Api::<Node>::all(client.clone()).patch(node, &PatchParams::default(), &patch).await.map(drop)
+}
+
+/// Cordons, then evicts every launcher of the node until none is left, every five seconds.
+async fn drain(client: &Client, node: &str) -> kube::Result<()> {
+    cordon(client, node, true).await?;
+    let pods: Api<Pod> = Api::all(client.clone());
+    let of_node = ListParams::default()
+        .fields(&format!("spec.nodeName={node}"))
+        .labels("vm.kubevirt.internal.virtualization.deckhouse.io/name");
+    loop {
+        let found = match pods.list(&of_node).await {
+            Ok(found) => found,
+            Err(_) => {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                continue;
+            }
+        };
+        let unfinished = |pod: &Pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            !matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let left: Vec<Pod> = found.into_iter().filter(unfinished).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        for pod in left {
+            let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+            // Refused with 429 until the VM has moved away; tried again.
+            let _ = api.evict(&pod.name_any(), &EvictParams::default()).await;
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
