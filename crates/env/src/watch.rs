@@ -281,9 +281,11 @@ mod tests {
             }));
         }
         let feeder = sender.clone();
-        tokio::task::spawn_blocking(move || (1..=10_000).for_each(|n| drop(feeder.send_replace(n))))
-            .await
-            .unwrap();
+        tokio::task::spawn_blocking(move || {
+            (1..=10_000).for_each(|n| feeder.send_modify(|value| *value = n))
+        })
+        .await
+        .unwrap();
         for watcher in watchers {
             assert!(watcher.await.unwrap());
         }
