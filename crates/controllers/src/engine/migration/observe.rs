@@ -77,11 +77,12 @@ impl Controller for MigrationController {
 
     fn watches(&self, on: &mut Watches) {
         on.own(&self.migrations);
+        // Every launcher of the Instance: a new move waits until those of earlier ones are gone.
         let migrations = self.migrations.clone();
         on.map(&self.pods, move |pod| {
-            let Some(uid) = migration_uid(pod) else { return Vec::new() };
+            let Some(uid) = pod.labels().get(label::CREATED_BY) else { return Vec::new() };
             let all = migrations.in_namespace(&pod.namespace().unwrap_or_default());
-            all.iter().filter(|m| m.metadata.uid.as_deref() == Some(uid)).map(|m| Key::of(&**m)).collect()
+            all.iter().filter(|m| m.spec.instance.uid == *uid).map(|m| Key::of(&**m)).collect()
         });
         let migrations = self.migrations.clone();
         on.map(&self.instances, move |instance| {
