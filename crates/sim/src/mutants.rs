@@ -19,46 +19,98 @@ const fn found(name: &'static str, within: u64, what: &'static str) -> Mutant {
     Mutant { name, what, within: Some(within), hole: "" }
 }
 
+const fn hole(name: &'static str, what: &'static str, hole: &'static str) -> Mutant {
+    Mutant { name, what, within: None, hole }
+}
+
 /// The catalogue.
 pub const MUTANTS: &[Mutant] = &[
     // Hand-over of the right to run (migration-and-maintenance.md §2.4).
-    found("commit-before-completed", 60, "the source says COMMIT before QEMU has sent everything"),
-    found("run-without-commit", 60, "the target runs the guest as soon as it is loaded, without COMMIT"),
-    found("late-ack-means-no", 60, "the source takes the right back when the answer to COMMIT is late"),
-    found("no-give-up-record", 60, "the source does not record that it gave the right up"),
-    found("no-continuing-record", 60, "the target does not record that it continues the guest"),
-    found(
+    found("commit-before-completed", 8, "the source says COMMIT before QEMU has sent everything"),
+    found("run-without-commit", 8, "the target runs the guest as soon as it is loaded, without COMMIT"),
+    hole(
+        "late-ack-means-no",
+        "the source takes the right back when the answer to COMMIT is late",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
+    ),
+    hole(
+        "no-give-up-record",
+        "the source does not record that it gave the right up",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
+    ),
+    hole(
+        "no-continuing-record",
+        "the target does not record that it continues the guest",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
+    ),
+    hole(
         "not-continued-yet-means-never",
-        60,
         "an agent answers 'never continued' for a target that may still continue",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    found("dead-source-is-an-end", 60, "the end of a source that gave up is reported as the end of the VM"),
-    found("flip-forgotten", 60, "nobody writes that the guest runs on the target now"),
-    found("cancel-unheard", 60, "a launcher acknowledges a cancel and does nothing"),
+    hole(
+        "dead-source-is-an-end",
+        "the end of a source that gave up is reported as the end of the VM",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
+    ),
+    found("flip-forgotten", 8, "nobody writes that the guest runs on the target now"),
+    hole(
+        "cancel-unheard",
+        "a launcher acknowledges a cancel and does nothing",
+        "the move completes instead, and nothing says yet that a call-off in time must win",
+    ),
     // Starts and ends (failure-and-rebalancing.md §3.6).
-    found("epoch-unchecked", 60, "a start looks neither at the epoch nor at the pod of the claim"),
-    found("processes-not-looked-at", 60, "an agent believes records without looking for processes"),
-    found(
-        "missing-pod-proves-end",
-        60,
-        "a launcher pod that is gone from the API proves the end of its guest",
+    hole(
+        "epoch-unchecked",
+        "a start looks neither at the epoch nor at the pod of the claim",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    found("final-pod-proves-end", 60, "a final pod phase proves the end of the guest"),
-    found("reboot-ends-moved-guest", 60, "the reboot of a source node ends a guest that may have moved"),
-    found("restart-forgotten", 60, "a crashed guest is not started again"),
+    hole(
+        "processes-not-looked-at",
+        "an agent believes records without looking for processes",
+        "agents and launchers never lose their connection while both live",
+    ),
+    hole(
+        "missing-pod-proves-end",
+        "a launcher pod that is gone from the API proves the end of its guest",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
+    ),
+    found("final-pod-proves-end", 8, "a final pod phase proves the end of the guest"),
+    hole(
+        "reboot-ends-moved-guest",
+        "the reboot of a source node ends a guest that may have moved",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
+    ),
+    found("restart-forgotten", 8, "a crashed guest is not started again"),
     // Limits (migration-and-maintenance.md §4).
-    found("outbound-slot-ignored", 60, "several moves leave a node at once"),
-    found("inbound-slot-ignored", 60, "several moves enter a node at once"),
-    found("slot-freed-at-switch", 60, "a slot is given away while its move switches over"),
+    found("outbound-slot-ignored", 8, "several moves leave a node at once"),
+    hole(
+        "inbound-slot-ignored",
+        "several moves enter a node at once",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
+    ),
+    found("slot-freed-at-switch", 8, "a slot is given away while its move switches over"),
     // Operations and drains.
-    found("finished-operation-rewritten", 60, "a finished operation changes its phase"),
-    found("finalizer-kept", 60, "a deleted operation is never let go"),
-    found("mark-kept-after-uncordon", 60, "an uncordon does not call the evacuation off"),
-    found("eviction-allowed", 60, "an eviction may delete the pod of a running guest"),
-    found("cordon-ignored", 60, "the scheduler places pods on cordoned nodes"),
+    found("finished-operation-rewritten", 8, "a finished operation changes its phase"),
+    found("finalizer-kept", 8, "a deleted operation is never let go"),
+    hole(
+        "mark-kept-after-uncordon",
+        "an uncordon does not call the evacuation off",
+        "the evacuation is carried out, which ends the mark as well",
+    ),
+    found("eviction-allowed", 8, "an eviction may delete the pod of a running guest"),
+    hole(
+        "cordon-ignored",
+        "the scheduler places pods on cordoned nodes",
+        "the taint that follows a cordon keeps pods away too",
+    ),
     // Addresses.
-    found("lease-kept-too-short", 60, "an address is given away as soon as its VM is deleted"),
+    hole(
+        "lease-kept-too-short",
+        "an address is given away as soon as its VM is deleted",
+        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
+    ),
     // The API server.
-    found("answered-before-durable", 60, "some writes are answered and never become durable"),
-    found("stale-update-accepted", 60, "updates of an old version overwrite newer ones"),
+    found("answered-before-durable", 8, "some writes are answered and never become durable"),
+    found("stale-update-accepted", 8, "updates of an old version overwrite newer ones"),
 ];
