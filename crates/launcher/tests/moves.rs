@@ -384,25 +384,14 @@ async fn a_target_with_another_machine_is_refused_by_qemu() {
 
 // MM-F27
 #[tokio::test]
-#[ignore = "fails beside the other tests of this file, passes alone: see docs/STATUS.md, weak point 16"]
 async fn a_guest_that_powers_off_during_the_move_ends_it() {
     let mut m = Move::listening("", "").await;
     m.begin(20_000).await;
     m.source.stage(MoveStage::Copying).await;
-    // On a busy machine a key may come too early, and a console that nobody reads is cut off.
-    let console = &mut m.console;
-    let press = async {
-        let mut seen = [0; 4096];
-        for _ in 0..600 {
-            while console.try_read(&mut seen).is_ok_and(|count| count > 0) {}
-            tokio::io::AsyncWriteExt::write_all(console, b"p").await.unwrap_or_default();
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
-    };
-    let ended = tokio::select! {
-        ended = m.source.ended() => ended,
-        () = press => panic!("the guest does not hear its key"),
-    };
+    // The console of the beginning was not read since and may have been cut off.
+    let mut console = m.source.stream(StreamKind::Serial).await;
+    tokio::io::AsyncWriteExt::write_all(&mut console, b"p").await.unwrap();
+    let ended = m.source.ended().await;
     assert_eq!(ended.0.cause, Cause::GuestShutdown);
     assert_eq!(m.target.ended().await.0.cause, Cause::MoveGivenUp);
 }
