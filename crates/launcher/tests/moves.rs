@@ -27,7 +27,6 @@ fn config(bandwidth_bytes_s: i64) -> MoveConfig {
 struct Move {
     source: Launcher,
     target: Launcher,
-    console: UnixStream,
     relay: Relay,
     definition: Definition,
     _disk: tempfile::TempDir,
@@ -45,7 +44,7 @@ impl Move {
         let mut console = source.boot(&definition, OnReset::End).await;
         read_until(&mut console, "Babc").await;
         let relay = Relay::start(&source.dir, &target.dir);
-        Move { source, target, console, relay, definition, _disk: disk }
+        Move { source, target, relay, definition, _disk: disk }
     }
 
     async fn listening(source_faults: &str, target_faults: &str) -> Move {
@@ -388,7 +387,6 @@ async fn a_guest_that_powers_off_during_the_move_ends_it() {
     let mut m = Move::listening("", "").await;
     m.begin(20_000).await;
     m.source.stage(MoveStage::Copying).await;
-    // The console of the beginning was not read since and may have been cut off.
     let mut console = m.source.stream(StreamKind::Serial).await;
     tokio::io::AsyncWriteExt::write_all(&mut console, b"p").await.unwrap();
     let ended = m.source.ended().await;
