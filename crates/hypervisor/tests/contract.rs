@@ -57,7 +57,9 @@ impl Subject for Fake {
 
 impl Subject for Qemu {
     fn create() -> Self {
-        Qemu { program: "/usr/bin/qemu-system-x86_64".into() }
+        // As for launchers: another build of QEMU than the installed one.
+        let program = std::env::var_os("HOLDFAST_QEMU").unwrap_or("/usr/bin/qemu-system-x86_64".into());
+        Qemu { program: program.into() }
     }
     async fn guest(&self, run_dir: &Path, action: Guest) {
         let mut console = self.guest_is_up(run_dir).await.unwrap();
@@ -187,6 +189,19 @@ impl<S: Subject> Vm<S> {
         match self.sees("the end", |e| matches!(e, Event::Ended(_))).await {
             Event::Ended(exit) => exit,
             _ => unreachable!(),
+        }
+    }
+
+    /// A target that did not get the whole guest never runs it, and its reason can be read: from its status, or
+    /// from the last words of a QEMU before 9.1, which ends.
+    async fn load_failed(&mut self) {
+        self.migration(MigrationStatus::Failed).await;
+        match self.machine.migration().await {
+            Ok(report) => {
+                assert!(report.error.is_some());
+                assert_ne!(self.machine.status().await.unwrap(), RunState::Running);
+            }
+            Err(_) => assert!(!self.ended().await.last_words.is_empty()),
         }
     }
 
@@ -323,9 +338,7 @@ async fn cancel_while_copying<S: Subject>(s: S) {
         |e: &Event| matches!(e, Event::Migration(MigrationStatus::Cancelled | MigrationStatus::Failed));
     source.sees("cancelled", over).await;
     assert_eq!(source.machine.status().await.unwrap(), RunState::Running);
-    // The target keeps its process, so that its reason can be read.
-    target.migration(MigrationStatus::Failed).await;
-    assert!(target.machine.migration().await.unwrap().error.is_some());
+    target.load_failed().await;
 }
 
 async fn cancel_while_suspended<S: Subject>(s: S) {
@@ -367,14 +380,13 @@ async fn source_dies_while_copying<S: Subject>(s: S) {
     let disks = Disks::new();
     let (source, mut target) = moving(&s, &disks, CRAWL, MigrationStatus::Active).await;
     source.machine.kill();
-    target.migration(MigrationStatus::Failed).await;
-    assert_ne!(target.machine.status().await.unwrap(), RunState::Running);
+    target.load_failed().await;
 }
 
 async fn another_machine_type_is_refused<S: Subject>(s: S) {
     let disks = Disks::new();
     let mut source = Vm::run(&s, &disks.definition()).await;
-    let other = Definition { machine: "pc-q35-8.0".into(), ..disks.definition() };
+    let other = Definition { machine: "pc-q35-7.1".into(), ..disks.definition() };
     let mut target = Vm::start(&s, &other, true).await;
     target.machine.migrate_in(&target.socket()).await.unwrap();
     source.machine.migrate_out(&target.socket(), &params(FAST)).await.unwrap();

@@ -109,23 +109,31 @@ impl Drop for Launcher {
 impl Launcher {
     /// Starts a launcher in a directory of its own; `faults` as in `HOLDFAST_FAULTS`.
     pub async fn start(pod_uid: &str, faults: &str) -> Launcher {
+        Launcher::start_own(|dir| Launcher::start_in(dir, pod_uid, faults)).await
+    }
+
+    /// Starts a launcher in a directory of its own; with this program as QEMU instead of the installed one.
+    pub async fn start_with(pod_uid: &str, qemu: Option<&str>) -> Launcher {
+        Launcher::start_own(|dir| Launcher::spawn(dir, pod_uid, "", None, qemu)).await
+    }
+
+    async fn start_own(spawn: impl FnOnce(&Path) -> Launcher) -> Launcher {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_owned();
-        let mut launcher = Launcher::start_in(&path, pod_uid, faults);
+        let mut launcher = spawn(dir.path());
         launcher.own_dir = Some(dir);
         launcher.connect().await;
         launcher
     }
 
     pub fn start_in(dir: &Path, pod_uid: &str, faults: &str) -> Launcher {
-        Launcher::spawn(dir, pod_uid, faults, None)
+        Launcher::spawn(dir, pod_uid, faults, None, None)
     }
 
     pub fn start_as(dir: &Path, pod_uid: &str, user: Option<u32>) -> Launcher {
-        Launcher::spawn(dir, pod_uid, "", user)
+        Launcher::spawn(dir, pod_uid, "", user, None)
     }
 
-    fn spawn(dir: &Path, pod_uid: &str, faults: &str, user: Option<u32>) -> Launcher {
+    fn spawn(dir: &Path, pod_uid: &str, faults: &str, user: Option<u32>, qemu: Option<&str>) -> Launcher {
         let id = Id { instance_uid: "vm-uid".into(), epoch: 1, pod_uid: pod_uid.into() };
         let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast-launcher"));
         command
@@ -140,6 +148,9 @@ impl Launcher {
             .process_group(0);
         if let Some(user) = user {
             command.uid(user).gid(user);
+        }
+        if let Some(qemu) = qemu {
+            command.env("HOLDFAST_QEMU", qemu);
         }
         let process = command.spawn().unwrap();
         Launcher { id, dir: dir.to_owned(), process, conn: None, seq: 0, log: vec![], own_dir: None }
@@ -328,5 +339,19 @@ pub async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
     while !is() {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Reads two turns of the alphabet; every letter must follow the one before it.
+pub async fn goes_on(console: &mut UnixStream) {
+    let mut text = String::new();
+    while text.len() < 400 {
+        text += &read_until(console, "z").await;
+    }
+    // The ring of the source begins with the boot.
+    let letters = text.trim_start_matches(|c: char| !c.is_ascii_lowercase()).as_bytes();
+    for pair in letters.windows(2) {
+        let next = if pair[0] == b'z' { b'a' } else { pair[0] + 1 };
+        assert_eq!(pair[1], next, "a gap in {text}");
     }
 }
