@@ -11,8 +11,10 @@ use holdfast_api::engine::{
 };
 use holdfast_env::Timestamp;
 use holdfast_hypervisor::definition::Definition;
+use holdfast_reconcile::merge_difference;
 use holdfast_wire::Id;
 use holdfast_wire::launcher::{Cause, ExitRecord, GuestFacts, MoveStage, State, VmState};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// What is known about one launcher.
@@ -113,7 +115,8 @@ pub fn instance_status(facts: &Facts, instance: &Instance, now: Timestamp) -> Op
     let mut patch = Map::new();
     let report = report(facts, &status)?;
     if !same_report(&report, status.report.as_ref()) {
-        patch.insert("report".into(), whole(&Report { at: Some(Time(now)), ..report.clone() }));
+        let new = Report { at: Some(Time(now)), ..report.clone() };
+        replace(&mut patch, "report", status.report.as_ref(), &new);
     }
     if matches!(report.state, ReportState::Running | ReportState::Paused) {
         running_fields(facts, &status, now, &mut patch);
@@ -152,6 +155,12 @@ fn report(facts: &Facts, status: &InstanceStatus) -> Option<Report> {
     Some(Report { state, paused_reason, ..base })
 }
 
+/// Puts what turns `old` into `new` into a merge patch, which keeps what it is not told to remove.
+fn replace<T: Serialize>(patch: &mut Map<String, Value>, field: &str, old: Option<&T>, new: &T) {
+    let old = old.map_or_else(|| json!({}), |old| json!(old));
+    patch.extend(merge_difference(&old, &json!(new)).map(|difference| (field.to_owned(), difference)));
+}
+
 /// A report that replaces the one before: a merge keeps what it is not told to remove.
 fn whole(report: &Report) -> Value {
     let mut value = json!(report);
@@ -183,12 +192,9 @@ fn running_fields(facts: &Facts, status: &InstanceStatus, now: Timestamp, patch:
     }
     let known = status.runtime.clone().unwrap_or_default();
     let runtime = runtime(facts, &known, now);
-    if runtime != known {
-        patch.insert("runtime".into(), json!(runtime));
-    }
-    let guest = guest(facts.state.guest.as_ref());
-    if guest.is_some() && guest != status.guest {
-        patch.insert("guest".into(), json!(guest));
+    replace(patch, "runtime", status.runtime.as_ref(), &runtime);
+    if let Some(guest) = guest(facts.state.guest.as_ref()) {
+        replace(patch, "guest", status.guest.as_ref(), &guest);
     }
     if !facts.volumes.is_empty() && facts.volumes != status.volumes {
         patch.insert("volumes".into(), json!(facts.volumes));
@@ -399,9 +405,8 @@ pub fn source_in_migration(
     let new_state = !source.is_empty() || !patch.is_empty();
     if let Some(progress) = progress
         && (write_progress || new_state)
-        && status.progress.as_ref() != Some(&progress)
     {
-        patch.insert("progress".into(), json!(progress));
+        replace(&mut patch, "progress", status.progress.as_ref(), &progress);
     }
     if !source.is_empty() {
         patch.insert("source".into(), Value::Object(source));

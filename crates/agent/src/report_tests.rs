@@ -74,6 +74,29 @@ fn reported(facts: &Facts, before: &Instance) -> String {
     format!("{:?}{cause}{node}", report.state)
 }
 
+#[test]
+fn a_guest_agent_comes_and_goes() {
+    let mut with = facts(VmState::Running);
+    with.state.guest = Some(GuestFacts {
+        connected: true,
+        version: Some("7.2.22".into()),
+        os_info: [("id".to_owned(), "debian".to_owned())].into(),
+        ..GuestFacts::default()
+    });
+    let without = {
+        let mut facts = with.clone();
+        facts.state.guest = Some(GuestFacts::default());
+        facts
+    };
+    let mut now = instance("p");
+    for (facts, connected) in [(&with, true), (&without, false), (&with, true), (&without, false)] {
+        assert_eq!(reported(facts, &now), "Running on n1");
+        now = merged(&now, &instance_status(facts, &now, NOW).unwrap());
+        let guest = now.status.as_ref().unwrap().guest.clone().unwrap();
+        assert_eq!((guest.agent_connected, guest.os_info.len()), (connected, usize::from(connected)));
+    }
+}
+
 // INV-3: the end is reported only when it is certain
 #[test]
 fn report_table() {

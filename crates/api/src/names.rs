@@ -48,6 +48,8 @@ pub mod annotation {
     pub const EVACUATION_TARGET: &str = "virtualization.deckhouse.io/evacuation-target";
     /// On vmop, `true`: created by a firmware update or a placement change.
     pub const WORKLOAD_UPDATE: &str = "virtualization.deckhouse.io/workload-update";
+    /// On the ModuleConfig, any value: running VMs are not moved to a new launcher image.
+    pub const DISABLE_FIRMWARE_UPDATE: &str = "virtualization.deckhouse.io/disable-firmware-update";
     /// On launcher pods and Instances: source of `status.versions.qemu`.
     pub const QEMU_VERSION: &str = "versions.virtualization.deckhouse.io/qemu-version";
     /// On StorageClasses: marks the cluster's default class.

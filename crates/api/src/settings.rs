@@ -75,10 +75,17 @@ pub struct VirtualizationSettings {
     /// Seconds that a released address stays with its namespace; default [`LEASE_RETENTION_S`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_retention_seconds: Option<i64>,
+    /// Image of launchers, with the QEMU in it: the "firmware" of VMs. Default: the one of this release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launcher_image: Option<String>,
+    /// Whether VMs that run another launcher image are moved to the present one; default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_update: Option<bool>,
 }
 
 /// Keys of [`VirtualizationSettings`].
-pub const KNOWN_SETTINGS: [&str; 2] = ["virtualMachineCIDRs", "addressRetentionSeconds"];
+pub const KNOWN_SETTINGS: [&str; 4] =
+    ["virtualMachineCIDRs", "addressRetentionSeconds", "launcherImage", "firmwareUpdate"];
 
 /// Seconds that a released address stays with its namespace, unless set otherwise (seed 004).
 pub const LEASE_RETENTION_S: i64 = 600;
@@ -98,6 +105,12 @@ impl VirtualizationSettings {
     /// The subnets that can be read, in the order given.
     pub fn subnets(&self) -> Vec<Subnet> {
         self.virtual_machine_cidrs.iter().filter_map(|text| Subnet::parse(text).ok()).collect()
+    }
+
+    /// The image launchers shall run; `release` is the tag of this release's own.
+    pub fn launcher_image(&self, release: &str) -> String {
+        let own = || format!("{}:{release}", crate::names::object::LAUNCHER_IMAGE);
+        self.launcher_image.clone().unwrap_or_else(own)
     }
 
     /// Seconds that a released address stays with its namespace.

@@ -7,6 +7,7 @@
 //! | `slots` | Migration: slot and hand-off | all Migrations, target pods, Node | `engine/slots` |
 //! | `evacuation` | Instance: evacuation rows | VirtualMachine, vmop, Migration, Node | `evacuation` |
 //! | `placement` | none, creates vmops | Instance, VirtualMachine, vmop, Node, Pod, Namespace | `placement_update` |
+//! | `firmware` | none, creates vmops | Instance, VirtualMachine, vmop, Node, ModuleConfig | `firmware` |
 //! | `vmclass` | VirtualMachineClass | Node, VirtualMachine | `vmclass` |
 //! | `vd` | VirtualDisk | claims, importer pods, images, StorageClass, VirtualMachine | `vd`, `import` |
 //! | `vi`, `cvi` | VirtualImage, ClusterVirtualImage | as `vd`, and volumes | `image`, `import` |
@@ -20,6 +21,7 @@
 
 pub mod engine;
 pub mod evacuation;
+pub mod firmware;
 pub mod fronts;
 pub mod image;
 pub mod import;
@@ -101,13 +103,14 @@ fn assemble(client: kube::Client, config: &Config) -> Runtime {
     let migration = engine::migration::MigrationController::new(runtime.caches(), config);
     let slots = engine::slots::SlotsController::new(runtime.caches());
     runtime.add(instance).add(migration).add(slots);
-    let vm = fronts::deckhouse::vm::VmController::new(runtime.caches());
+    let vm = fronts::deckhouse::vm::VmController::new(runtime.caches(), config);
     runtime.add(vm);
     let vmop = fronts::deckhouse::vmop::VmopController::new(runtime.caches());
     runtime.add(vmop);
     let evacuation = evacuation::EvacuationController::new(runtime.caches());
     let placement = placement_update::PlacementController::new(runtime.caches());
-    runtime.add(evacuation).add(placement);
+    let firmware = firmware::FirmwareController::new(runtime.caches(), config);
+    runtime.add(evacuation).add(placement).add(firmware);
     let vmclass = vmclass::VmClassController::new(runtime.caches());
     let vmip = vmip::VmipController::new(runtime.caches());
     let vmipl = vmipl::VmiplController::new(runtime.caches());

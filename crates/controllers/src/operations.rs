@@ -1,5 +1,5 @@
 //! The operations of a VM as controllers see them that create some of their own (`evacuation`,
-//! `placement_update`).
+//! `placement_update`, `firmware`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,7 +47,8 @@ pub struct Machines {
     /// All Instances.
     pub instances: Arc<Cache<Instance>>,
     vms: Arc<Cache<VirtualMachine>>,
-    operations: Arc<Cache<VirtualMachineOperation>>,
+    /// All operations.
+    pub operations: Arc<Cache<VirtualMachineOperation>>,
     migrations: Arc<Cache<Migration>>,
 }
 

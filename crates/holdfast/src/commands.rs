@@ -86,7 +86,7 @@ fn remove_state(home: &Home, facts: &Facts) -> anyhow::Result<()> {
         // We switched it on and nobody of ours needs it any more.
         let _ = std::fs::write("/proc/sys/net/ipv4/ip_forward", "0");
     }
-    for name in ["nodes", "storage", "kubelith", "pki", "logs", "images", "run", "cache"] {
+    for name in ["nodes", "storage", "kubelith", "pki", "logs", "images", "firmware", "run", "cache"] {
         remove(&home.path().join(name))?;
     }
     remove(&home.kubeconfig())?;

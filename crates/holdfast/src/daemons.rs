@@ -126,6 +126,7 @@ pub async fn noderuntime(home: Home, name: &str) -> anyhow::Result<()> {
         node: node_info(&facts, node, home.node(name).path())?,
         timers: Timers::default(),
         programs: components::programs()?,
+        builds: home.firmware(),
         cgroup: facts.node_cgroup(node),
     };
     holdfast_noderuntime::run(config, client).await

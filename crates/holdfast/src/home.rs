@@ -110,6 +110,13 @@ impl Home {
         self.0.join("images")
     }
 
+    /// Other builds of the launcher and its QEMU, a directory for each tag of the image
+    /// `holdfast/launcher`.
+    #[must_use]
+    pub fn firmware(&self) -> PathBuf {
+        self.0.join("firmware")
+    }
+
     /// A node's directory.
     #[must_use]
     pub fn node(&self, name: &str) -> NodeDir {

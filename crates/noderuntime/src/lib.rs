@@ -58,6 +58,8 @@ pub struct Config {
     pub timers: Timers,
     /// Directory with `holdfast-launcher` and `holdfast-importer`.
     pub programs: PathBuf,
+    /// Directory with other builds of the launcher, `<builds>/<tag>`.
+    pub builds: PathBuf,
     /// Control group of the node's pods, relative to each hierarchy's root
     /// (`holdfast-<id>/<node>`); a pod's is `<cgroup>/<pod uid>/<container>`.
     pub cgroup: String,

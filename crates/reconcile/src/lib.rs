@@ -39,7 +39,8 @@ pub use conditions::{Conditions, Tri, condition, is_true};
 pub use error::{Class, Error};
 pub use metrics::Metrics;
 pub use plan::{
-    Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref, Why, controller_of, owner_reference,
+    Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref, Why, controller_of, merge_difference,
+    owner_reference,
 };
 pub use reconnect::Reconnect;
 pub use run::{Controller, Pass, Runtime, Watches};

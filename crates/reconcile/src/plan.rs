@@ -267,7 +267,8 @@ impl Patch {
 }
 
 /// The merge patch (RFC 7386) that turns `old` into `new`; `None` if they are equal.
-fn merge_difference(old: &Value, new: &Value) -> Option<Value> {
+#[must_use]
+pub fn merge_difference(old: &Value, new: &Value) -> Option<Value> {
     match (old, new) {
         (Value::Object(old), Value::Object(new)) => {
             let mut patch = Map::new();

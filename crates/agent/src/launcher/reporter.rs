@@ -98,6 +98,9 @@ async fn write_instance(
             .or_else(|| report::source_in_instance(facts, &instance, now));
         let Some(patch) = patch else { return Ok(()) };
         match agent.cluster.write_instance_status(&instance, patch).await {
+            Ok(written) if written.metadata.resource_version == instance.metadata.resource_version => {
+                return Ok(changes_nothing(facts));
+            }
             // One function's fields are written; the next may have some, too.
             Ok(written) => {
                 instance = written;
@@ -120,6 +123,11 @@ async fn write_instance(
     Ok(())
 }
 
+/// A patch without effect would be made again for ever, and nothing later would be reported.
+fn changes_nothing(facts: &Facts) {
+    tracing::error!(id = %facts.id, "a report changes nothing although something differs: please report this bug");
+}
+
 async fn write_migration(
     agent: &NodeAgent,
     cached: &Migration,
@@ -140,6 +148,10 @@ async fn write_migration(
         let Some(patch) = patch else { return Ok(progress) };
         let has_progress = patch.get("progress").is_some_and(Value::is_object);
         match agent.cluster.write_migration_status(&migration, patch).await {
+            Ok(written) if written.metadata.resource_version == migration.metadata.resource_version => {
+                changes_nothing(facts);
+                return Ok(progress);
+            }
             Ok(written) => {
                 progress |= has_progress;
                 migration = written;

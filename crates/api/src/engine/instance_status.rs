@@ -42,6 +42,9 @@ pub struct InstanceStatus {
     /// Pod the guest runs in. Writer: as `node`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_pod: Option<PodRef>,
+    /// What the launcher of `activePod` was made from. Writer: engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<InstanceFirmware>,
     /// Facts of the running QEMU. Writer: agent of `node`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<Runtime>,
@@ -223,6 +226,17 @@ pub enum ProofKind {
     AgentReport,
     /// P3: the node came back under another boot id; whatever ran there is gone.
     NodeRebooted,
+}
+
+/// What a launcher was made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceFirmware {
+    /// Uid of the launcher pod this speaks of.
+    #[serde(rename = "podUID")]
+    pub pod_uid: String,
+    /// Its image.
+    pub image: String,
 }
 
 /// Facts of the running QEMU.

@@ -45,7 +45,7 @@ fn spawn_controllers(client: Client) -> tokio::task::JoinHandle<()> {
     let config = Config::default();
     let mut runtime = Runtime::new(client, Clock::Real, Entropy::real(), Metrics::default());
     let instance = engine::instance::InstanceController::new(runtime.caches(), &config);
-    let vm = fronts::deckhouse::vm::VmController::new(runtime.caches());
+    let vm = fronts::deckhouse::vm::VmController::new(runtime.caches(), &config);
     let class = vmclass::VmClassController::new(runtime.caches());
     let address = vmip::VmipController::new(runtime.caches());
     let lease = vmipl::VmiplController::new(runtime.caches());

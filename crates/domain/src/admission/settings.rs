@@ -42,8 +42,24 @@ pub(super) fn validate(request: &Request<'_>, view: &dyn View) -> Verdict {
     if settings.address_retention_seconds.is_some_and(|seconds| seconds < 0) {
         return Err("spec.settings.addressRetentionSeconds must not be negative".to_owned());
     }
+    if let Some(image) = &settings.launcher_image {
+        launcher_image(image)?;
+    }
     subnets(&settings, view)?;
     Ok(Vec::new())
+}
+
+/// An image reference with a tag or a digest: one without either could become another image unseen.
+fn launcher_image(image: &str) -> Result<(), String> {
+    let name = image.rsplit('/').next().unwrap_or_default();
+    let plain = image.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:@".contains(c));
+    match name.split_once(['@', ':']) {
+        Some((name, version)) if plain && !name.is_empty() && !version.is_empty() => Ok(()),
+        _ => Err(format!(
+            "spec.settings.launcherImage: {image:?} is not an image with a tag or digest, such as \
+             holdfast/launcher:1.2.0"
+        )),
+    }
 }
 
 fn subnets(settings: &VirtualizationSettings, view: &dyn View) -> Result<(), String> {

@@ -5,6 +5,7 @@ mod crash;
 mod disks;
 mod drain;
 mod evictions;
+mod firmware;
 mod first_light;
 mod migration;
 mod power;

@@ -92,7 +92,8 @@ fn a_guest_moves_after_its_cloud_init_secret_was_edited() -> Result<()> {
     vmop_phase(&home, "evict-v", "Completed")?;
     ensure!(node_of(&home, "v") != source);
     ensure!(guest.boot_id()? == boot, "the guest has booted again");
-    ensure!(guest.run(read)? == disk, "the provisioning disk differs");
+    let now = guest.run(read)?;
+    ensure!(now == disk, "the provisioning disk differs: {disk:?}, then {now:?}");
     Ok(())
 }
 

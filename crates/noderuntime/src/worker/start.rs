@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 
 use super::Worker;
 use crate::environment::{self, NodeFacts, milli_of};
-use crate::image::Image;
+use crate::image::{BUILD_DIR, ENV_QEMU, Image, Unpacked};
 use crate::launch::{Answer, Launch, Mount, Request};
 use crate::paths::PodDir;
 use crate::record::State;
@@ -66,13 +66,9 @@ impl Worker {
         let io = |error: std::io::Error| ("CreateContainerError".to_owned(), error.to_string());
         let image = container.image.as_deref().and_then(Image::of);
         let image = image.ok_or_else(|| bad("the image is not served here".to_owned()))?;
-        let program = image.path(&config.programs);
-        if !program.is_file() {
-            return Err((
-                "ErrImagePull".to_owned(),
-                format!("{} is missing: build it (it lies beside the holdfast program)", program.display()),
-            ));
-        }
+        let reference = container.image.as_deref().unwrap_or_default();
+        let unpacked = Unpacked::find(image, reference, &config.programs, &config.builds)
+            .map_err(|why| ("ErrImagePull".to_owned(), why))?;
         let owner = Owner::of(pod, index).map_err(bad)?;
         let lookup = Lookup::new(self.shared.client.clone());
         for dir in [self.dir.path().to_owned(), self.dir.root(), self.dir.path().join("logs")] {
@@ -85,9 +81,15 @@ impl Worker {
         for mount in container.volume_mounts.iter().flatten() {
             mounts.push(mount_of(mount, &places).map_err(bad)?);
         }
+        mounts.extend(unpacked.build.map(|source| Mount {
+            source,
+            target: BUILD_DIR.into(),
+            read_only: true,
+        }));
         let log_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         let node = NodeFacts { name: &config.node.name, ip: &config.node.ip };
-        let env = environment::build(pod, container, node, log_path, &lookup).await.map_err(bad)?;
+        let mut env = environment::build(pod, container, node, log_path, &lookup).await.map_err(bad)?;
+        env.extend(unpacked.qemu.map(|qemu| (ENV_QEMU.to_owned(), qemu.display().to_string())));
         let log = self.dir.termination_log(&container.name, index == 0);
         fresh_file(&log, owner).map_err(io)?;
         let attempt = self.record.containers.get(&container.name).map_or(0, |c| c.attempt);
@@ -96,7 +98,7 @@ impl Worker {
         }
         remove_ready_file(&self.dir, image);
         let launch = Launch {
-            program,
+            program: unpacked.program,
             args: environment::arguments(container, &env),
             env,
             work_dir: container.working_dir.as_deref().unwrap_or("/").into(),

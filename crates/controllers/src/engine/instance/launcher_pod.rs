@@ -39,7 +39,7 @@ pub fn purpose(instance: &Instance) -> String {
 
 /// The pod that runs the Instance's present epoch, under the first of its names.
 #[must_use]
-pub fn build(instance: &Instance, version: &str) -> Pod {
+pub fn build(instance: &Instance, image: &str) -> Pod {
     let spec = &instance.spec;
     let (mut volumes, mut mounts) = (Vec::new(), Vec::new());
     volumes.push(Volume {
@@ -64,7 +64,7 @@ pub fn build(instance: &Instance, version: &str) -> Pod {
         metadata: metadata(instance),
         spec: Some(PodSpec {
             volumes: Some(volumes),
-            ..pod_spec(instance, container(instance, version, mounts))
+            ..pod_spec(instance, container(instance, image, mounts))
         }),
         status: None,
     }
@@ -127,7 +127,7 @@ fn pod_spec(instance: &Instance, container: Container) -> PodSpec {
     }
 }
 
-fn container(instance: &Instance, version: &str, mounts: Vec<VolumeMount>) -> Container {
+fn container(instance: &Instance, image: &str, mounts: Vec<VolumeMount>) -> Container {
     let resources = &instance.spec.resources;
     let quantity = |text: String| Quantity(text);
     let memory = resources.memory_bytes.to_string();
@@ -155,7 +155,7 @@ fn container(instance: &Instance, version: &str, mounts: Vec<VolumeMount>) -> Co
     };
     Container {
         name: object::LAUNCHER_CONTAINER.to_owned(),
-        image: Some(format!("{}:{version}", object::LAUNCHER_IMAGE)),
+        image: Some(image.to_owned()),
         env: Some(vec![
             value(launcher::ENV_INSTANCE_UID, instance.metadata.uid.clone().unwrap_or_default()),
             value(launcher::ENV_EPOCH, instance.spec.epoch.to_string()),
@@ -229,6 +229,13 @@ fn wanted(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
 fn propagated_record(labels: &BTreeMap<String, String>, annotations: &BTreeMap<String, String>) -> String {
     let keys = |map: &BTreeMap<String, String>| map.keys().cloned().collect::<Vec<_>>();
     serde_json::json!({ "labels": keys(labels), "annotations": keys(annotations) }).to_string()
+}
+
+/// The image a launcher pod runs.
+#[must_use]
+pub fn image(pod: &Pod) -> Option<&str> {
+    let containers = &pod.spec.as_ref()?.containers;
+    containers.iter().find(|container| container.name == object::LAUNCHER_CONTAINER)?.image.as_deref()
 }
 
 /// The change that brings the VM's labels and annotations to a running pod, removals included;

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use crate::Config;
+use crate::firmware::Launchers;
 
 /// Prefix of the names of fence Leases (failure-and-rebalancing.md §2.4).
 const FENCE_LEASE_PREFIX: &str = "fence-";
@@ -31,8 +32,8 @@ pub struct Observed {
     pub migration: Option<Arc<Migration>>,
     /// Boot id of each node whose agent holds the node's fence Lease.
     pub boots: BTreeMap<String, String>,
-    /// Tag of the launcher image.
-    pub version: String,
+    /// Image of a launcher made now.
+    pub image: String,
 }
 
 /// The controller of Instances.
@@ -42,7 +43,7 @@ pub struct InstanceController {
     pods: Arc<Cache<Pod>>,
     leases: Arc<Cache<Lease>>,
     migrations: Arc<Cache<Migration>>,
-    version: String,
+    launchers: Launchers,
 }
 
 impl InstanceController {
@@ -54,7 +55,7 @@ impl InstanceController {
             pods: caches.cache(),
             leases: caches.cache(),
             migrations: caches.cache(),
-            version: config.version.clone(),
+            launchers: Launchers::new(caches, config),
         }
     }
 }
@@ -155,7 +156,7 @@ impl Controller for InstanceController {
             pods,
             migration,
             boots,
-            version: self.version.clone(),
+            image: self.launchers.image(),
         }))
     }
 

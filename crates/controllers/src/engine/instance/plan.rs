@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use holdfast_api::Time;
 use holdfast_api::engine::{
-    Claim, Exit, ExitCause, Instance, InstanceState, InstanceStatus, LauncherPod, MigrationResult, PodRole,
-    Power, Proof, ProofKind, Report, ReportState, StartFailures, Stop, StopMode,
+    Claim, Exit, ExitCause, Instance, InstanceFirmware, InstanceState, InstanceStatus, LauncherPod,
+    MigrationResult, PodRole, Power, Proof, ProofKind, Report, ReportState, StartFailures, Stop, StopMode,
 };
 use holdfast_api::names::{finalizer, label};
 use holdfast_domain::{backoff, exit};
@@ -50,7 +50,7 @@ pub fn plan(o: &Observed) -> Plan {
         plan.then(patch);
     }
     if step.create_pod {
-        let pod = launcher_pod::build(&o.instance, &o.version);
+        let pod = launcher_pod::build(&o.instance, &o.image);
         let names = launcher_pod::names(&o.instance, &launcher_pod::purpose(&o.instance));
         let create = Create::of(&pod).or_named(names.into_iter().skip(1)).identified_by(&[label::EPOCH]);
         plan.then(create);
@@ -159,7 +159,19 @@ impl Step {
             }
         }
         step.status.pods = step.listed(o);
+        step.status.firmware = step.firmware(o);
         step
+    }
+
+    /// What the active launcher was made from; kept while its pod cannot be seen.
+    fn firmware(&self, o: &Observed) -> Option<InstanceFirmware> {
+        let active =
+            self.status.active_pod.as_ref().filter(|_| self.status.state != Some(InstanceState::Ended))?;
+        let pod = o.pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(&active.uid));
+        match pod.and_then(|pod| launcher_pod::image(pod)) {
+            Some(image) => Some(InstanceFirmware { pod_uid: active.uid.clone(), image: image.to_owned() }),
+            None => self.status.firmware.clone(),
+        }
     }
 
     fn why(&self) -> String {

@@ -31,12 +31,12 @@ fn observed(instance: Instance) -> Observed {
         pods: Vec::new(),
         migration: None,
         boots: BTreeMap::from([("n1".into(), "boot-a".into())]),
-        version: "1.0".into(),
+        image: "holdfast/launcher:1.0".into(),
     }
 }
 
 fn pod_of(instance: &Instance, node: Option<&str>, phase: &str) -> Pod {
-    let mut pod = launcher_pod::build(instance, "1.0");
+    let mut pod = launcher_pod::build(instance, "holdfast/launcher:1.0");
     pod.metadata.uid = Some(format!("uid-{}", pod.metadata.name.as_deref().unwrap()));
     pod.metadata.resource_version = Some("7".into());
     pod.spec.as_mut().unwrap().node_name = node.map(str::to_owned);
@@ -539,7 +539,7 @@ fn the_pod_is_what_the_drain_and_the_node_expect() {
         read_only: false,
         ..Disk::default()
     }];
-    let pod = launcher_pod::build(&source, "1.2");
+    let pod = launcher_pod::build(&source, "holdfast/launcher:1.2");
     let labels = pod.metadata.labels.as_ref().unwrap();
     assert_eq!(labels["vm.kubevirt.internal.virtualization.deckhouse.io/name"], "web");
     assert_eq!(labels["kubevirt.internal.virtualization.deckhouse.io"], "virt-launcher");

@@ -12,6 +12,7 @@ use kube::ResourceExt as _;
 
 use crate::Config;
 use crate::engine::instance::{fence_holder, launcher_pods, node_lost_since};
+use crate::firmware::Launchers;
 
 /// Everything the plan for one move depends on.
 #[derive(Clone, Debug)]
@@ -26,8 +27,8 @@ pub struct Observed {
     pub pods: Vec<Arc<Pod>>,
     /// The source's node is back under another boot id since: its guest is gone.
     pub source_lost: Option<Timestamp>,
-    /// Tag of the launcher image.
-    pub version: String,
+    /// Image of a launcher made now.
+    pub image: String,
 }
 
 impl Observed {
@@ -51,7 +52,7 @@ pub struct MigrationController {
     instances: Arc<Cache<Instance>>,
     pods: Arc<Cache<Pod>>,
     leases: Arc<Cache<Lease>>,
-    version: String,
+    launchers: Launchers,
 }
 
 impl MigrationController {
@@ -63,7 +64,7 @@ impl MigrationController {
             instances: caches.cache(),
             pods: caches.cache(),
             leases: caches.cache(),
-            version: config.version.clone(),
+            launchers: Launchers::new(caches, config),
         }
     }
 }
@@ -115,8 +116,8 @@ impl Controller for MigrationController {
             .filter(|instance| instance.metadata.uid.as_ref() == Some(&wanted.uid));
         let pods = instance.as_ref().map(|instance| launcher_pods(&self.pods, instance)).unwrap_or_default();
         let source_lost = instance.as_ref().and_then(|instance| node_lost_since(&self.leases, instance));
-        let version = self.version.clone();
-        Ok(Some(Observed { now: pass.now, migration, instance, pods, source_lost, version }))
+        let image = self.launchers.image();
+        Ok(Some(Observed { now: pass.now, migration, instance, pods, source_lost, image }))
     }
 
     fn plan(observed: &Observed) -> Plan {

@@ -147,7 +147,7 @@ impl Step<'_> {
                 return;
             }
             let source = self.new.source.clone().unwrap_or_default();
-            let pod = target_pod::build(&instance, &self.o.migration, &source.node, &self.o.version);
+            let pod = target_pod::build(&instance, &self.o.migration, &source.node, &self.o.image);
             let names = target_pod::names(&instance, &self.o.migration);
             let create =
                 Create::of(&pod).or_named(names.into_iter().skip(1)).identified_by(&[label::MIGRATION_UID]);

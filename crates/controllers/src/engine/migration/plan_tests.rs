@@ -39,7 +39,7 @@ fn observed() -> Observed {
         instance: Some(Arc::new(instance)),
         pods: vec![pod("source", "p1", Some("n1"), None)],
         source_lost: None,
-        version: "1.0".into(),
+        image: "holdfast/launcher:1.0".into(),
     }
 }
 

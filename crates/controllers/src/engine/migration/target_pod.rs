@@ -19,8 +19,8 @@ pub fn names(instance: &Instance, migration: &Migration) -> Vec<String> {
 
 /// The pod: that of the Instance as it is wanted now, never on the node it leaves.
 #[must_use]
-pub fn build(instance: &Instance, migration: &Migration, source_node: &str, version: &str) -> Pod {
-    let mut pod = launcher_pod::build(instance, version);
+pub fn build(instance: &Instance, migration: &Migration, source_node: &str, image: &str) -> Pod {
+    let mut pod = launcher_pod::build(instance, image);
     pod.metadata.name = names(instance, migration).into_iter().next();
     let uid = migration.metadata.uid.clone().unwrap_or_default();
     pod.metadata.labels.get_or_insert_default().insert(label::MIGRATION_UID.to_owned(), uid);

@@ -70,7 +70,9 @@ fn all() -> Vec<Key> {
     vec![Key::cluster("slots")]
 }
 
-fn is_able(node: &Node) -> bool {
+/// Counts for the cluster limit: Ready, with a live agent; a cordon does not matter.
+#[must_use]
+pub fn is_able(node: &Node) -> bool {
     let labelled = node.labels().get(label::SCHEDULABLE).is_some_and(|value| value == "true");
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     labelled && conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")

@@ -14,6 +14,8 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use kube::ResourceExt as _;
 
 use super::devices::Device;
+use crate::Config;
+use crate::firmware::Launchers;
 
 /// Everything the plan for one VM depends on.
 #[derive(Clone, Debug)]
@@ -38,6 +40,8 @@ pub struct Observed {
     pub migrations: Vec<Arc<Migration>>,
     /// Its operations that are not finished, oldest first.
     pub operations: Vec<Arc<VirtualMachineOperation>>,
+    /// Image of a launcher made now.
+    pub launcher_image: String,
 }
 
 /// The controller of VMs.
@@ -54,12 +58,13 @@ pub struct VmController {
     instances: Arc<Cache<Instance>>,
     migrations: Arc<Cache<Migration>>,
     operations: Arc<Cache<VirtualMachineOperation>>,
+    launchers: Launchers,
 }
 
 impl VmController {
     /// Opens the caches it needs.
     #[must_use]
-    pub fn new(caches: &Caches) -> Self {
+    pub fn new(caches: &Caches, config: &Config) -> Self {
         let secrets = caches.cache::<Secret>();
         // Only type and keys are looked at: user data and its passwords do not stay in memory.
         secrets.trim(|secret| {
@@ -79,6 +84,7 @@ impl VmController {
             instances: caches.cache(),
             migrations: caches.cache(),
             operations: caches.cache(),
+            launchers: Launchers::new(caches, config),
         }
     }
 
@@ -206,6 +212,13 @@ impl Controller for VmController {
                     || (owner.is_some() && owner == vm.metadata.uid)
             })
         });
+        let instances = self.instances.clone();
+        on.map(self.launchers.settings(), move |_| {
+            let shown = |instance: &Instance| {
+                instance.status.as_ref().is_some_and(|status| status.firmware.is_some())
+            };
+            instances.filtered(shown).iter().map(|instance| Key::of(&**instance)).collect()
+        });
         let vms = self.vms.clone();
         on.map(&self.secrets, move |secret| {
             let name = secret.name_any();
@@ -247,6 +260,7 @@ impl Controller for VmController {
             instance,
             migrations,
             operations,
+            launcher_image: self.launchers.image(),
             vm,
         }))
     }

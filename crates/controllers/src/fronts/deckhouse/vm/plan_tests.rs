@@ -62,6 +62,7 @@ pub(super) fn device() -> Device {
 
 pub(super) fn observed(policy: RunPolicy) -> Observed {
     Observed {
+        launcher_image: "holdfast/launcher:1".into(),
         now: at(0),
         vm: Arc::new(vm(policy)),
         class: Some(class()),

@@ -4,8 +4,8 @@ use holdfast_api::engine::{
     Instance, InstanceState, InstanceStatus, MigrationResult as Result_, MigrationState,
 };
 use holdfast_api::vm::conditions::{
-    AgentReady, AwaitingRestart, BlockDevicesReady, ConfigurationApplied, EvictionRequired, Migratable,
-    Migrating, Running,
+    AgentReady, AwaitingRestart, BlockDevicesReady, ConfigurationApplied, EvictionRequired, FirmwareUpToDate,
+    Migratable, Migrating, Running,
 };
 use holdfast_api::vm::{
     BlockDeviceStatus, CpuTopology, GuestOsInfo, LaunchTimeDuration, MigrationResult, PhaseTransition,
@@ -22,6 +22,7 @@ use super::devices::has_ended;
 use super::observe::Observed;
 use super::phase;
 use crate::engine::instance::reason;
+use crate::firmware;
 
 /// Phase changes that are remembered.
 const TRANSITIONS_MAX: usize = 5;
@@ -316,6 +317,10 @@ fn conditions(o: &Observed, d: &Decided, old: &[Condition]) -> Vec<Condition> {
             Err(why) => all.is(Migratable::DisksNotMigratable, why),
         };
         migrating(o, &status, &mut all);
+        if firmware::is_outdated(instance, &o.launcher_image) {
+            let text = "The firmware of the VM is outdated. Migrate or restart the VM to update it.";
+            all.is(FirmwareUpToDate::OutOfDate, text);
+        }
         let mark = status.evacuation_node_name.clone().filter(|node| !node.is_empty());
         if let Some(node) = mark.filter(|node| Some(node) == status.node.as_ref()) {
             let text = match eviction::migratable(instance) {
