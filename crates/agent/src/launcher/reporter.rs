@@ -99,7 +99,8 @@ async fn write_instance(
         let Some(patch) = patch else { return Ok(()) };
         match agent.cluster.write_instance_status(&instance, patch).await {
             Ok(written) if written.metadata.resource_version == instance.metadata.resource_version => {
-                return Ok(changes_nothing(facts));
+                changes_nothing(facts);
+                return Ok(());
             }
             // One function's fields are written; the next may have some, too.
             Ok(written) => {
