@@ -158,6 +158,10 @@ fn report(facts: &Facts, status: &InstanceStatus) -> Option<Report> {
 /// Puts what turns `old` into `new` into a merge patch, which keeps what it is not told to remove.
 fn replace<T: Serialize>(patch: &mut Map<String, Value>, field: &str, old: Option<&T>, new: &T) {
     let old = old.map_or_else(|| json!({}), |old| json!(old));
+    if holdfast_env::mutant!("gone-fields-stay") {
+        patch.extend((old != json!(new)).then(|| (field.to_owned(), json!(new))));
+        return;
+    }
     patch.extend(merge_difference(&old, &json!(new)).map(|difference| (field.to_owned(), difference)));
 }
 

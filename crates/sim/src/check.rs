@@ -54,12 +54,17 @@ pub struct Checker {
     pub writes: BTreeMap<String, u64>,
     /// Moves that were completed.
     pub moves: u64,
+    /// What each client wrote last to each path, and how often in a row.
+    last_writes: BTreeMap<String, (Bytes, u32)>,
     /// How often each rule was looked at with something to look at.
     pub looked: BTreeMap<&'static str, u64>,
 }
 
 /// How long an address stays with its last VM (api.md, retention of leases).
 const RETENTION: Duration = Duration::from_secs(600);
+
+/// The same write so often in a row is a circle, not a repetition after lost answers.
+const REPEATS_MAX: u32 = 100;
 
 const INTERNAL: &str = "internal.virtualization.deckhouse.io";
 const PUBLIC: &str = "virtualization.deckhouse.io";
@@ -89,6 +94,7 @@ impl Checker {
             return;
         }
         let path = head.uri.path();
+        self.note_repeat(path, body, user);
         let Some((kind, rest)) = user_kind(path) else { return };
         let platform = user.name.starts_with("system:");
         let status = rest.ends_with("/status");
@@ -110,6 +116,23 @@ impl Checker {
                 let what = format!("{} changed {field} of {kind} at {path}", user.name);
                 self.violate("INV-8 users' objects are theirs", what);
             }
+        }
+    }
+
+    /// No part of the platform sends the very same write again and again: it changes nothing, and its sender
+    /// does nothing else.
+    fn note_repeat(&mut self, path: &str, body: &Bytes, user: &UserInfo) {
+        if !user.name.starts_with("system:") {
+            return;
+        }
+        let last = self.last_writes.entry(format!("{} {path}", user.name)).or_default();
+        if last.0 != *body {
+            *last = (body.clone(), 0);
+        }
+        last.1 += 1;
+        if last.1 == REPEATS_MAX {
+            let what = format!("{} wrote the same to {path} {REPEATS_MAX} times", user.name);
+            self.violate("no process goes in a circle", what);
         }
     }
 

@@ -72,6 +72,9 @@ impl Hypervisor for Guests {
             }
         }
         let Started { machine, events } = self.fake.start(&definition, runtime, tap).await?;
+        if let Some(sockets) = &self.sockets {
+            crate::guest_agent::start(sockets, &runtime.run_dir, machine.clone());
+        }
         let guest = Guest {
             machine,
             fake: self.fake.clone(),

@@ -8,6 +8,7 @@ pub mod api;
 pub mod check;
 pub mod containers;
 pub mod fault;
+pub mod guest_agent;
 pub mod guests;
 pub mod kubelet;
 pub mod liveness;

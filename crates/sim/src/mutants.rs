@@ -82,6 +82,7 @@ pub const MUTANTS: &[Mutant] = &[
         "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
     found("restart-forgotten", 8, "a crashed guest is not started again"),
+    found("gone-fields-stay", 8, "a report writes for ever because it does not remove what is gone"),
     // Limits (migration-and-maintenance.md §4).
     found("outbound-slot-ignored", 8, "several moves leave a node at once"),
     hole(

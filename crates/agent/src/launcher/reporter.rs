@@ -98,7 +98,10 @@ async fn write_instance(
             .or_else(|| report::source_in_instance(facts, &instance, now));
         let Some(patch) = patch else { return Ok(()) };
         match agent.cluster.write_instance_status(&instance, patch).await {
-            Ok(written) if written.metadata.resource_version == instance.metadata.resource_version => {
+            Ok(written)
+                if written.metadata.resource_version == instance.metadata.resource_version
+                    && !holdfast_env::mutant!("gone-fields-stay") =>
+            {
                 changes_nothing(facts);
                 return Ok(());
             }

@@ -84,8 +84,11 @@ fn a_guest_moves_after_its_cloud_init_secret_was_edited() -> Result<()> {
     home.apply(&(manifests::demo_image() + &manifests::disk("v-root") + &vm))?;
     let guest = wait_ready(&home, "v")?;
     let boot = guest.boot_id()?;
-    let read = "sudo sh -c 'echo 3 > /proc/sys/vm/drop_caches; sha256sum /dev/sdb'";
+    // The read-only one: the guest's kernel looks for disks in parallel and may name either of them sdb.
+    let read = "sudo sh -c 'echo 3 > /proc/sys/vm/drop_caches; for disk in /sys/block/sd*; do \
+                [ $(cat $disk/ro) = 0 ] || sha256sum /dev/${disk##*/}; done'";
     let (source, disk) = (node_of(&home, "v"), guest.run(read)?);
+    ensure!(disk.lines().count() == 1, "not one read-only disk: {disk:?}");
 
     home.apply(&secret(&format!("{}hostname: edited\n", manifests::USER_DATA)))?;
     home.apply(&manifests::vmop("evict-v", "v", "Evict"))?;
