@@ -20,16 +20,20 @@ use crate::report::{self, Facts};
 const PROGRESS: Duration = Duration::from_secs(10);
 /// Longest pause between two tries of a write.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often is looked whether the pod of a launcher that has ended is still there.
+const GONE_LOOK: Duration = Duration::from_secs(1);
 /// A write that was answered by a conflict is tried this often on what a fresh read shows.
 const TRIES: u32 = 5;
 
-/// Reports until the launcher has ended and its end is written (or there is nobody to tell).
+/// Reports until the launcher's pod is gone. Its end may have to be told long after it: the claim that
+/// makes it matter may be written, or seen here, later.
 pub async fn report(agent: Arc<NodeAgent>, mut facts: watch::Receiver<Facts>) {
     // Before everything was listed once, "no such Instance" means nothing.
     agent.cluster.ready().await;
     let mut changes = agent.cluster.changes();
     let mut last_progress: Option<Instant> = None;
     let mut pause = Duration::from_millis(100);
+    let mut driven = true;
     loop {
         changes.mark_unchanged();
         let known = facts.borrow_and_update().clone();
@@ -41,10 +45,10 @@ pub async fn report(agent: Arc<NodeAgent>, mut facts: watch::Receiver<Facts>) {
                 if *wrote_progress {
                     last_progress = Some(Instant::now());
                 }
-                if known.end.is_some() {
+                if !driven && (known.end.is_none() || !agent.pods.exists(&known.id.pod_uid)) {
                     return;
                 }
-                PROGRESS
+                if driven { PROGRESS } else { GONE_LOOK }
             }
             Err(error) => {
                 tracing::warn!(id = %known.id, error = %chain(error), "not reported yet");
@@ -52,15 +56,12 @@ pub async fn report(agent: Arc<NodeAgent>, mut facts: watch::Receiver<Facts>) {
                 pause
             }
         };
-        let alive = tokio::select! {
+        tokio::select! {
             biased;
-            changed = facts.changed() => changed.is_ok(),
-            _ = changes.changed() => true,
-            () = tokio::time::sleep(wake) => true,
-        };
-        // The driver has finished; what it found out last is still to be written.
-        if !alive && result.is_err() {
-            tokio::time::sleep(pause).await;
+            // The driver has finished; what it found out last is still to be written.
+            changed = facts.changed(), if driven => driven = changed.is_ok(),
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(wake) => {}
         }
     }
 }
