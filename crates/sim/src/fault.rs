@@ -207,9 +207,6 @@ pub fn heal(world: &mut World) {
     world.weather = Weather::default();
     world.surroundings.set_lethal(0);
     world.machines.set_link(625_000_000, Duration::from_millis(20));
-    for (run_dir, _) in world.machines.executing() {
-        world.machines.guest_dirties(&run_dir, 0);
-    }
     let places = world.places();
     for a in &places {
         world.surroundings.skew(a, SignedDuration::ZERO);
@@ -220,6 +217,10 @@ pub fn heal(world: &mut World) {
     let nodes: Vec<Place> = world.nodes.keys().cloned().collect();
     for name in &nodes {
         freeze(world, name, false);
+    }
+    // Guests of nodes that stood still among them.
+    for (run_dir, _) in world.machines.executing() {
+        world.machines.guest_dirties(&run_dir, 0);
     }
     world.wake_all();
     for name in &nodes {
