@@ -23,6 +23,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         finish(crate::VirtualImage::crd(), namespaced_source),
         finish(crate::ClusterVirtualImage::crd(), cluster_image),
         finish(crate::ModuleConfig::crd(), |_| ()),
+        finish(crate::NodeMaintenance::crd(), |_| ()),
         finish(engine::Instance::crd(), |_| ()),
         finish(engine::Migration::crd(), |_| ()),
     ];
@@ -288,5 +289,20 @@ mod tests {
             assert_eq!(spec["scope"], scope);
             assert_eq!(spec["versions"][0]["subresources"]["status"], json!({}));
         }
+    }
+
+    /// `kubectl get nodemaintenance` prints NAME and AGE, which Kubernetes adds by itself.
+    #[test]
+    fn node_maintenance_is_medik8s_own() {
+        let crd = crd_of("NodeMaintenance");
+        assert_eq!(crd["metadata"]["name"], "nodemaintenances.nodemaintenance.medik8s.io");
+        assert_eq!(crd["spec"]["scope"], "Cluster");
+        assert_eq!(crd["spec"]["names"]["shortNames"], json!(["nm"]));
+        let version = &crd["spec"]["versions"][0];
+        assert_eq!(version["name"], "v1beta1");
+        assert_eq!(version["subresources"]["status"], json!({}));
+        assert!(version["additionalPrinterColumns"].as_array().is_none_or(Vec::is_empty));
+        let status = &version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"];
+        assert!(!status["totalpods"].is_null() && !status["errorOnLeaseCount"].is_null());
     }
 }

@@ -1,6 +1,6 @@
 //! Every type Holdfast serves: users' kinds (`virtualization.deckhouse.io`), the engine's internal
-//! kinds and the platform's settings, with their schemas, printer columns, condition reasons and
-//! well-known names. The CRDs in `deploy/crds` are generated from here.
+//! kinds, the platform's settings and medik8s' NodeMaintenance, with their schemas, printer columns, condition
+//! reasons and well-known names. The CRDs in `deploy/crds` are generated from here.
 //!
 //! One file per kind. What no derive can say is in [`mod@crds`]. No behaviour lives here: rules shared
 //! by controllers and admission are in the crate `domain`.
@@ -11,6 +11,7 @@ pub mod cvi;
 pub mod engine;
 pub mod import;
 mod macros;
+pub mod maintenance;
 pub mod names;
 pub mod quantity;
 pub mod schema;
@@ -28,6 +29,7 @@ pub mod vmop;
 pub use crds::crds;
 pub use cvi::ClusterVirtualImage;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+pub use maintenance::NodeMaintenance;
 pub use quantity::Quantity;
 pub use settings::ModuleConfig;
 pub use vd::VirtualDisk;

@@ -260,6 +260,7 @@ impl Kind {
         match &self.source {
             Source::Builtin(kind) => {
                 object::validate_metadata(object, old, kind.names, &mut errors);
+                object::validate_finalizer_domains(object, &mut errors);
                 match old {
                     // Rules of the main endpoint only: a status write leaves the spec alone.
                     Some(old) if endpoint == Endpoint::Main => {

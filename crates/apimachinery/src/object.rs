@@ -139,18 +139,24 @@ fn validate_owners(metadata: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// Finalizers of built-in kinds need a domain; those of custom ones do not (medik8s' has none).
+pub(crate) fn validate_finalizer_domains(object: &Value, errors: &mut Vec<FieldError>) {
+    for finalizer in finalizers(object) {
+        if !finalizer.contains('/') && !OWN_FINALIZERS.contains(&finalizer) {
+            errors.push(FieldError::invalid(
+                "metadata.finalizers",
+                &json!(finalizer),
+                "name is neither a standard finalizer name nor is it fully qualified",
+            ));
+        }
+    }
+}
+
 fn validate_finalizers(object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     for finalizer in finalizers(object) {
         let value = json!(finalizer);
         for fault in names::qualified_name(finalizer) {
             errors.push(FieldError::invalid("metadata.finalizers", &value, fault));
-        }
-        if !finalizer.contains('/') && !OWN_FINALIZERS.contains(&finalizer) {
-            errors.push(FieldError::invalid(
-                "metadata.finalizers",
-                &value,
-                "name is neither a standard finalizer name nor is it fully qualified",
-            ));
         }
     }
     let terminating = old.filter(|old| is_terminating(old));

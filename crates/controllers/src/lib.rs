@@ -5,9 +5,10 @@
 //! | `instance` | Instance | launcher pods, fence Leases | `engine/instance` |
 //! | `migration` | Migration; `Instance.status.migration` | Instance, target pods | `engine/migration` |
 //! | `slots` | Migration: slot and hand-off | all Migrations, target pods, Node | `engine/slots` |
-//! | `evacuation` | Instance: evacuation rows | VirtualMachine, vmop, Migration, Node | `evacuation` |
+//! | `evacuation` | Instance: evacuation rows | VirtualMachine, vmop, Migration, Node, NodeMaintenance | `evacuation` |
 //! | `placement` | none, creates vmops | Instance, VirtualMachine, vmop, Node, Pod, Namespace | `placement_update` |
 //! | `firmware` | none, creates vmops | Instance, VirtualMachine, vmop, Node, ModuleConfig | `firmware` |
+//! | `nodemaintenance` | NodeMaintenance | Node, Pod, Lease, Namespace | `node_maintenance` |
 //! | `vmclass` | VirtualMachineClass | Node, VirtualMachine | `vmclass` |
 //! | `vd` | VirtualDisk | claims, importer pods, images, StorageClass, VirtualMachine | `vd`, `import` |
 //! | `vi`, `cvi` | VirtualImage, ClusterVirtualImage | as `vd`, and volumes | `image`, `import` |
@@ -25,6 +26,7 @@ pub mod firmware;
 pub mod fronts;
 pub mod image;
 pub mod import;
+pub mod node_maintenance;
 pub mod operations;
 pub mod placement_update;
 pub mod vd;
@@ -50,6 +52,8 @@ pub struct Config {
     pub lease_duration: Duration,
     /// Tag of the `holdfast/*` images, the version of this build.
     pub version: String,
+    /// Namespace of the Leases of nodes in maintenance.
+    pub lease_namespace: String,
     /// Source of timestamps.
     pub clock: Clock,
     /// Source of everything random.
@@ -64,6 +68,7 @@ impl Default for Config {
             identity: format!("pid-{}", std::process::id()),
             lease_duration: Duration::from_secs(15),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            lease_namespace: holdfast_api::maintenance::LEASE_NAMESPACE.to_owned(),
             clock: Clock::Real,
             entropy: Entropy::real(),
             metrics: Metrics::default(),
@@ -110,7 +115,8 @@ fn assemble(client: kube::Client, config: &Config) -> Runtime {
     let evacuation = evacuation::EvacuationController::new(runtime.caches());
     let placement = placement_update::PlacementController::new(runtime.caches());
     let firmware = firmware::FirmwareController::new(runtime.caches(), config);
-    runtime.add(evacuation).add(placement).add(firmware);
+    let maintenance = node_maintenance::NodeMaintenanceController::new(runtime.caches(), config);
+    runtime.add(evacuation).add(placement).add(firmware).add(maintenance);
     let vmclass = vmclass::VmClassController::new(runtime.caches());
     let vmip = vmip::VmipController::new(runtime.caches());
     let vmipl = vmipl::VmiplController::new(runtime.caches());

@@ -69,11 +69,14 @@ fn log_file(home: &Home, pod: &Value, container: &str, previous: bool) -> Option
 pub async fn controller(home: Home) -> anyhow::Result<()> {
     let facts = home.known_facts()?;
     let client = identity::client(&Identity::Controller.kubeconfig(&home)).await?;
-    let config = holdfast_controllers::Config {
+    let mut config = holdfast_controllers::Config {
         // The supervisor runs one controller a home: a new one is the same one and leads at once.
         identity: format!("{}-controller", facts.id),
         ..holdfast_controllers::Config::default()
     };
+    if let Ok(namespace) = std::env::var("LEASE_NAMESPACE") {
+        config.lease_namespace = namespace;
+    }
     let routes = holdfast_agent::host_routes::Config {
         client: client.clone(),
         bridge: facts.bridge(),

@@ -23,6 +23,10 @@ impl admission::View for Stored<'_> {
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Value> {
         self.0.list(group, resource, namespace)
     }
+
+    fn is_embedded(&self) -> bool {
+        true
+    }
 }
 
 fn refusal(denied: &Denied) -> Status {

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use crate::event::Recorder;
 use crate::plan::{Create, Effect, Object, Patch, Plan, Ref};
-use crate::{Caches, Error, Metrics};
+use crate::{Answer, Caches, Error, Metrics};
 
 /// What the interpreter needs; shared by all controllers.
 #[derive(Clone, Copy)]
@@ -51,6 +51,7 @@ impl Tools<'_> {
                 Effect::Create(create) => self.create(create).await?,
                 Effect::Patch(patch) => self.patch(patch, &mut moved).await?,
                 Effect::Delete { target, grace_s } => self.delete(target, *grace_s).await?,
+                Effect::Evict(target) => self.evict(target).await?,
                 Effect::Event(note) => {
                     self.recorder.record(self.client, self.controller, note, self.clock).await;
                 }
@@ -174,6 +175,34 @@ impl Tools<'_> {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(source) => Err(Error::api("delete", target, source)),
         }
+    }
+
+    /// Asks once. Only an API server that does not answer fails the pass.
+    async fn evict(&self, target: &Ref) -> Result<(), Error> {
+        let uid = target.uid.as_deref().unwrap_or_default();
+        let eviction = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction",
+            "metadata": { "name": target.name, "namespace": target.namespace },
+            "deleteOptions": { "preconditions": { "uid": uid } },
+        });
+        debug!(%target, "evict");
+        let api = self.api(&target.api, &target.namespace);
+        // Not `Api::evict`, which sends the options under a name that only some servers know.
+        let reply = api
+            .create_subresource::<Value, Value>("eviction", &target.name, &PostParams::default(), &eviction)
+            .await;
+        let refused = match reply {
+            Ok(_) => {
+                self.metrics.write(self.controller, "evict");
+                None
+            }
+            // It is gone, or another of its name has come.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => None,
+            Err(kube::Error::Api(status)) => Some(status.message),
+            Err(source) => return Err(Error::api("evict", target, source)),
+        };
+        self.caches.evictions().record(uid, Answer { at: self.clock.now(), refused });
+        Ok(())
     }
 
     fn learn(&self, api: &ApiResource, reply: &DynamicObject) {

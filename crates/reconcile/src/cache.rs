@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::{debug, warn};
 
-use crate::Reconnect;
+use crate::{Evictions, Reconnect};
 
 /// Namespace and name; the namespace is empty for cluster-scoped objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -304,6 +304,7 @@ struct Registry {
 pub struct Caches {
     registry: Mutex<Registry>,
     started: AtomicBool,
+    evictions: Arc<Evictions>,
 }
 
 impl fmt::Debug for Caches {
@@ -328,6 +329,12 @@ impl Caches {
         registry.typed.insert(TypeId::of::<K>(), cache.clone());
         registry.any.push(cache.clone());
         cache
+    }
+
+    /// The answers to evictions that this process asked for.
+    #[must_use]
+    pub fn evictions(&self) -> Arc<Evictions> {
+        self.evictions.clone()
     }
 
     /// Takes over the reply to a write, if the kind is cached and the reply is news.

@@ -13,7 +13,8 @@
 //! - [`Controller`]: `name`, `watches`, `observe`, `plan`.
 //! - [`Plan`]: at most one status change of the controller's own object, then effects in order,
 //!   then an instant at which to look again, and the reasons ([`Why`]).
-//! - [`Effect`]: create, patch, delete, event. Every one is guarded and idempotent.
+//! - [`Effect`]: create, patch, delete, evict, event. Every one is guarded and idempotent.
+//! - [`Evictions`]: what was answered to our evictions ([`Caches::evictions`]).
 //! - [`Conditions`]: conditions whose transition time moves only when status or reason
 //!   changes.
 //! - [`Runtime`]: runs controllers while this process is the leader ([`lease`]).
@@ -27,6 +28,7 @@ mod cache;
 mod conditions;
 mod error;
 mod event;
+mod evictions;
 pub mod lease;
 mod metrics;
 mod plan;
@@ -37,6 +39,7 @@ mod run;
 pub use cache::{Cache, Caches, Key};
 pub use conditions::{Conditions, Tri, condition, is_true};
 pub use error::{Class, Error};
+pub use evictions::{Answer, Evictions};
 pub use metrics::Metrics;
 pub use plan::{
     Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref, Why, controller_of, merge_difference,

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use holdfast_env::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use kube::core::ApiResource;
@@ -332,6 +333,9 @@ pub enum Effect {
         /// Grace period in seconds; the object's own if unset.
         grace_s: Option<u32>,
     },
+    /// Ask for the eviction of this very pod (its uid guards). A refusal fails no pass: it is kept
+    /// in [`crate::Evictions`] for the next one.
+    Evict(Ref),
     /// Report an event. A lost event never fails a pass.
     Event(Note),
 }
@@ -341,6 +345,12 @@ impl Effect {
     #[must_use]
     pub fn delete<K: Resource<DynamicType = ()>>(object: &K) -> Self {
         Self::Delete { target: Ref::identity(object), grace_s: None }
+    }
+
+    /// Asks for the eviction of a pod, with its own grace period.
+    #[must_use]
+    pub fn evict(pod: &Pod) -> Self {
+        Self::Evict(Ref::identity(pod))
     }
 
     /// Reports an event about `object`.

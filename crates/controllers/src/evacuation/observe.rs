@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use holdfast_api::NodeMaintenance;
 use holdfast_env::Timestamp;
 use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::Node;
@@ -16,7 +17,8 @@ pub struct Observed {
     pub now: Timestamp,
     /// The Instance, marked or not, its VM and operations.
     pub machine: Machine,
-    /// The marked node is cordoned; `None` if there is no such node (or no mark).
+    /// The marked node is cordoned, or a NodeMaintenance keeps it closed; `None` if there is no such node
+    /// (or no mark).
     pub cordoned: Option<bool>,
 }
 
@@ -25,14 +27,27 @@ pub struct Observed {
 pub struct EvacuationController {
     machines: Arc<Machines>,
     nodes: Arc<Cache<Node>>,
+    maintenances: Arc<Cache<NodeMaintenance>>,
 }
 
 impl EvacuationController {
     /// Opens the caches it needs.
     #[must_use]
     pub fn new(caches: &Caches) -> Self {
-        Self { machines: Arc::new(Machines::new(caches)), nodes: caches.cache() }
+        Self {
+            machines: Arc::new(Machines::new(caches)),
+            nodes: caches.cache(),
+            maintenances: caches.cache(),
+        }
     }
+}
+
+/// Keys of the Instances that shall leave this node.
+fn marked(machines: &Machines, node: &str) -> Vec<Key> {
+    machines.keys(|instance| {
+        let mark = instance.status.as_ref().and_then(|status| status.evacuation_node_name.as_deref());
+        mark == Some(node)
+    })
 }
 
 impl Controller for EvacuationController {
@@ -45,22 +60,21 @@ impl Controller for EvacuationController {
     fn watches(&self, on: &mut Watches) {
         self.machines.watch(on);
         let machines = self.machines.clone();
-        on.map(&self.nodes, move |node| {
-            let name = node.name_any();
-            machines.keys(|instance| {
-                let mark = instance.status.as_ref().and_then(|status| status.evacuation_node_name.as_ref());
-                mark == Some(&name)
-            })
-        });
+        on.map(&self.nodes, move |node| marked(&machines, &node.name_any()));
+        let machines = self.machines.clone();
+        on.map(&self.maintenances, move |maintenance| marked(&machines, &maintenance.spec.node_name));
     }
 
     async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
         let Some(machine) = self.machines.get(key) else { return Ok(None) };
         let mark = machine.instance.status.as_ref().and_then(|status| status.evacuation_node_name.clone());
         let node = mark.and_then(|mark| self.nodes.get(&Key::cluster(mark)));
-        let unschedulable =
-            |node: Arc<Node>| node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
-        Ok(Some(Observed { now: pass.now, machine, cordoned: node.map(unschedulable) }))
+        let closed = |node: Arc<Node>| {
+            let name = node.name_any();
+            node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
+                || !self.maintenances.filtered(|known| known.is_in_force_on(&name)).is_empty()
+        };
+        Ok(Some(Observed { now: pass.now, machine, cordoned: node.map(closed) }))
     }
 
     fn plan(observed: &Observed) -> Plan {

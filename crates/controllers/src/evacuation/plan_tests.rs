@@ -88,7 +88,7 @@ fn settle(o: &mut Observed) -> Plan {
                     }
                 }
             }
-            Effect::Event(_) => {}
+            Effect::Evict(_) | Effect::Event(_) => {}
         }
     }
     o.machine.instance = Arc::new(serde_json::from_value(instance).unwrap());

@@ -56,7 +56,7 @@ fn settle(o: &mut Observed) -> Vec<String> {
                     machine.operations.retain(|op| op.object.metadata.name.as_ref() != Some(&target.name));
                 }
             }
-            Effect::Event(_) => {}
+            Effect::Evict(_) | Effect::Event(_) => {}
         }
     }
     created

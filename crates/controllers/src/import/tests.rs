@@ -50,7 +50,7 @@ fn carry_out(helpers: &mut Helpers, effects: &[Effect]) -> Vec<String> {
                     helpers.claim = None;
                 }
             }
-            Effect::Patch(_) | Effect::Event(_) => panic!("{effect:?}"),
+            Effect::Patch(_) | Effect::Evict(_) | Effect::Event(_) => panic!("{effect:?}"),
         }
     }
     done

@@ -37,7 +37,7 @@ fn observed(fits: bool) -> Observed {
 fn created(plan: &Plan) -> Option<VirtualMachineOperation> {
     plan.effects.iter().find_map(|effect| match effect {
         Effect::Create(create) => serde_json::from_value(create.object.value.clone()).ok(),
-        Effect::Patch(_) | Effect::Delete { .. } | Effect::Event(_) => None,
+        Effect::Patch(_) | Effect::Delete { .. } | Effect::Evict(_) | Effect::Event(_) => None,
     })
 }
 
@@ -66,7 +66,7 @@ fn settle(o: &mut Observed) -> Plan {
             Effect::Delete { target, .. } => {
                 o.machine.operations.retain(|op| name(&op.object) != target.name);
             }
-            Effect::Event(_) => {}
+            Effect::Evict(_) | Effect::Event(_) => {}
         }
     }
     plan

@@ -61,7 +61,7 @@ fn outcome(o: &Observed) -> (VmipPhase, String, Vec<&'static str>) {
             Effect::Create(_) => Some("create"),
             Effect::Patch(_) => Some("patch"),
             Effect::Delete { .. } => Some("delete"),
-            Effect::Event(_) => None,
+            Effect::Evict(_) | Effect::Event(_) => None,
         })
         .collect();
     let reason = condition::find(&new.conditions, "Bound").unwrap().reason.clone();

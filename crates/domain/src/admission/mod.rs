@@ -1,5 +1,5 @@
 //! Admission rules of the users' kinds (api.md A1.10, A2.4, A2.7, A3.7, A4.4, A5, A6, A7.4, A8, A9,
-//! failure-and-rebalancing.md §5.4). Pure: what is stored is seen through [`View`].
+//! failure-and-rebalancing.md §5.4, migration-and-maintenance.md §8.2). Pure: what is stored is seen through [`View`].
 //!
 //! Two entry points: [`mutate`] fills what is missing, [`validate`] decides. The embedded API server
 //! calls them in-process, a webhook server calls the same two on any other cluster. Schema rules
@@ -13,6 +13,7 @@ mod cores;
 mod disk;
 mod image;
 mod ip;
+mod maintenance;
 mod operation;
 mod policy;
 mod settings;
@@ -59,6 +60,10 @@ pub trait View {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value>;
     /// The objects of a namespace, or of all.
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Value>;
+    /// The control plane is one process on one machine: nodes carry no part of it, whatever their labels say.
+    fn is_embedded(&self) -> bool {
+        false
+    }
 }
 
 /// A refusal.
@@ -96,6 +101,7 @@ fn hook(group: &str, resource: &str) -> Option<&'static str> {
         (GROUP, "virtualdisks") => Some("vd"),
         (GROUP, "virtualimages") => Some("vi"),
         (GROUP, "clustervirtualimages") => Some("cvi"),
+        (holdfast_api::maintenance::GROUP, holdfast_api::maintenance::PLURAL) => Some("nm"),
         ("deckhouse.io", "moduleconfigs") => Some("mc"),
         _ => None,
     }
@@ -133,6 +139,7 @@ pub fn validate(request: &Request<'_>, view: &dyn View) -> Result<Vec<String>, D
         "vd" => disk::validate(request, view),
         "vi" => image::validate_local(request, view),
         "cvi" => image::validate_cluster(request),
+        "nm" => maintenance::validate(request, view),
         _ => settings::validate(request, view),
     };
     verdict.map_err(|message| Denied { hook, message })

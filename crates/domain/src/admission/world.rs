@@ -3,9 +3,9 @@
 use super::*;
 use serde_json::json;
 
-/// Stored objects: group, resource, object.
+/// Stored objects: group, resource, object; and whether the control plane is the embedded one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct World(pub(super) Vec<(&'static str, &'static str, Value)>);
+pub(super) struct World(pub(super) Vec<(&'static str, &'static str, Value)>, pub(super) bool);
 
 impl World {
     pub(super) fn with(mut self, group: &'static str, resource: &'static str, object: Value) -> Self {
@@ -37,6 +37,10 @@ impl View for World {
         let found = self.0.iter().filter(|(g, r, o)| *g == group && *r == resource && here(o));
         found.map(|(_, _, object)| object.clone()).collect()
     }
+
+    fn is_embedded(&self) -> bool {
+        self.1
+    }
 }
 
 /// Decides a create (`old` absent) or an update.
@@ -47,7 +51,11 @@ pub(super) fn decide(
     old: Option<&Value>,
 ) -> Result<Vec<String>, String> {
     let operation = if old.is_some() { Operation::Update } else { Operation::Create };
-    let group = if resource == "moduleconfigs" { "deckhouse.io" } else { GROUP };
+    let group = match resource {
+        "moduleconfigs" => "deckhouse.io",
+        holdfast_api::maintenance::PLURAL => holdfast_api::maintenance::GROUP,
+        _ => GROUP,
+    };
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
     let request = Request { operation, group, resource, namespace, is_platform: false, object, old };
     validate(&request, world).map_err(|denied| denied.message)

@@ -290,6 +290,7 @@ fn machine_roles() -> Vec<(&'static str, &'static [&'static str], Value)> {
             &[],
             json!([
                 rule(&VIRTUALIZATION, &["*"], &WRITE),
+                rule(&["nodemaintenance.medik8s.io"], &["*"], &WRITE),
                 rule(
                     &[""],
                     &[

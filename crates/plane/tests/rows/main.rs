@@ -5,6 +5,7 @@
 
 mod config;
 mod drain;
+mod maintenance;
 mod moves;
 mod nodes;
 mod vm;

@@ -75,7 +75,7 @@ fn settle(o: &mut Observed) -> Plan {
                     Arc::make_mut(pod).metadata.deletion_timestamp = Some(Time(o.now));
                 }
             }
-            Effect::Event(_) => {}
+            Effect::Evict(_) | Effect::Event(_) => {}
         }
     }
     // Deleted and held by nobody: gone.

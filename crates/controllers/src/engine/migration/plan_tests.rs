@@ -93,7 +93,7 @@ fn settle(o: &mut Observed) -> Plan {
             Effect::Delete { target, .. } => {
                 o.pods.retain(|pod| pod.metadata.name.as_deref() != Some(&target.name));
             }
-            Effect::Event(_) => {}
+            Effect::Evict(_) | Effect::Event(_) => {}
         }
     }
     o.migration = Arc::new(serde_json::from_value(migration).unwrap());

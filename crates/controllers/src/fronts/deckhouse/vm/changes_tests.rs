@@ -18,7 +18,7 @@ const DEFAULT: RunPolicy = RunPolicy::AlwaysOnUnlessStoppedManually;
 fn events(plan: &Plan) -> Vec<String> {
     let reasons = plan.effects.iter().filter_map(|effect| match effect {
         Effect::Event(note) => Some(note.reason.clone()),
-        Effect::Create(_) | Effect::Patch(_) | Effect::Delete { .. } => None,
+        Effect::Create(_) | Effect::Patch(_) | Effect::Delete { .. } | Effect::Evict(_) => None,
     });
     reasons.collect()
 }

@@ -118,7 +118,7 @@ pub(super) fn settle(o: &mut Observed) -> Plan {
                 o.instance = Some(Arc::new(after));
             }
             Effect::Delete { .. } => edit(o, |i| i.metadata.deletion_timestamp = Some(Time(at(0)))),
-            Effect::Event(_) => {}
+            Effect::Evict(_) | Effect::Event(_) => {}
         }
     }
     o.vm = Arc::new(serde_json::from_value(vm).unwrap());

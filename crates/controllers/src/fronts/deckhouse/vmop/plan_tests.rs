@@ -74,7 +74,7 @@ fn settle(o: &mut Observed) -> Plan {
             Effect::Create(create) => {
                 o.migration = Some(Arc::new(serde_json::from_value(create.object.value.clone()).unwrap()));
             }
-            Effect::Delete { .. } | Effect::Event(_) => {}
+            Effect::Delete { .. } | Effect::Evict(_) | Effect::Event(_) => {}
         }
     }
     o.operation = Arc::new(serde_json::from_value(operation).unwrap());
@@ -324,7 +324,11 @@ fn a_stop_waits_for_the_eviction_that_it_overtakes() {
     let told = plan(&o);
     let patch = told.effects.iter().find_map(|effect| match effect {
         Effect::Patch(patch) if patch.target.name == "op" => Some(patch.body.clone()),
-        Effect::Patch(_) | Effect::Create(_) | Effect::Delete { .. } | Effect::Event(_) => None,
+        Effect::Patch(_)
+        | Effect::Create(_)
+        | Effect::Delete { .. }
+        | Effect::Evict(_)
+        | Effect::Event(_) => None,
     });
     assert_eq!(patch.unwrap()["metadata"]["annotations"][SUPERSEDED_BY], "vmop/stop/uid-stop");
     let mut overtaken = (*eviction).clone();
