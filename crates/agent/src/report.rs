@@ -28,10 +28,14 @@ pub struct Facts {
     pub node: String,
     /// Identity of this boot of the node.
     pub boot_id: String,
+    /// Version of its QEMU; empty until it has said hello.
+    pub qemu_version: String,
     /// Its last word.
     pub state: State,
     /// Disks as QEMU has them.
     pub volumes: Vec<Volume>,
+    /// Why it cannot be started here at all.
+    pub hopeless: Option<String>,
     /// Set once its end is certain: no process is left, none will be started.
     pub end: Option<End>,
 }
@@ -212,7 +216,10 @@ fn runtime(facts: &Facts, known: &Runtime, now: Timestamp) -> Runtime {
     Runtime {
         // The first start of the epoch stays over moves; `starting` clears it for a new one.
         started_at: known.started_at.clone().or(Some(Time(started))),
-        qemu_version: known.qemu_version.clone(),
+        qemu_version: match facts.qemu_version.as_str() {
+            "" => known.qemu_version.clone(),
+            said => said.to_owned(),
+        },
         accelerator: or(&state.accelerator, &known.accelerator),
         machine_type: or(&state.machine_type, &known.machine_type),
         definition_hash: or(&state.definition_hash, &known.definition_hash),
@@ -335,6 +342,10 @@ pub fn flip(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value>
         "report": whole(&report),
         "migration": migration,
     });
+    if !facts.qemu_version.is_empty() {
+        // The next move is judged by it.
+        patch["runtime"] = json!({ "qemuVersion": facts.qemu_version });
+    }
     // A mark for another node (set meanwhile) is somebody's present wish and stays.
     if status.evacuation_node_name.as_deref() == Some(named.source.node.as_str()) {
         patch["evacuationNodeName"] = Value::Null;
@@ -473,11 +484,12 @@ pub fn target_in_migration(
     if !target.is_empty() {
         patch.insert("target".into(), Value::Object(target));
     }
-    if let Some(failure) = event.and_then(|event| event.failure.as_ref())
+    let failed = event.and_then(|event| event.failure.as_ref()).map(|f| (f.class.as_str(), &f.text));
+    if let Some((class, text)) = failed.or(facts.hopeless.as_ref().map(|text| ("TargetFailed", text)))
         && status.failure.is_none()
         && !status.state.is_some_and(holdfast_api::engine::MigrationState::is_final)
     {
-        patch.insert("failure".into(), json!({ "class": failure.class, "text": failure.text }));
+        patch.insert("failure".into(), json!({ "class": class, "text": text }));
     }
     (!patch.is_empty()).then_some(Value::Object(patch))
 }

@@ -10,6 +10,8 @@ const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
 fn facts(vm: VmState) -> Facts {
     Facts {
+        qemu_version: String::new(),
+        hopeless: None,
         id: Id { instance_uid: "vm".into(), epoch: 1, pod_uid: "p".into() },
         pod_name: "virt-launcher-linux-vm-abcde".into(),
         node: "n1".into(),
@@ -330,6 +332,17 @@ fn the_target_publishes_where_it_listens() {
     assert_eq!(patch["target"]["ports"]["memory"], 4130);
     let published = migration(|s| s.target.as_mut().unwrap().listening = true);
     assert!(target_in_migration(&listening, &published, "10.0.0.2", 4130, NOW).is_none());
+}
+
+#[test]
+fn a_target_that_cannot_be_started_says_why_once() {
+    let mut hopeless = facts(VmState::Empty);
+    hopeless.hopeless = Some("the VM cannot be built: too new".into());
+    let told = |m: &Migration| target_in_migration(&hopeless, m, "10.0.0.2", 4130, NOW);
+    let patch = told(&migration(|_| ())).unwrap();
+    assert_eq!(patch["failure"], json!({"class": "TargetFailed", "text": "the VM cannot be built: too new"}));
+    let known = migration(|status| status.failure = Some(holdfast_api::engine::Failure::default()));
+    assert_eq!(told(&known), None);
 }
 
 #[test]

@@ -200,7 +200,10 @@ impl Driver {
         hello: &Hello,
     ) {
         let Some(first) = events.recv().await else { return };
-        self.facts.send_modify(|facts| facts.id = conversation.id().clone());
+        self.facts.send_modify(|facts| {
+            facts.id = conversation.id().clone();
+            facts.qemu_version.clone_from(&hello.qemu_version);
+        });
         self.learn_identity();
         self.take_in(first, conversation);
         let mut asked = Asked::default();
@@ -438,6 +441,7 @@ impl Driver {
             _ => false,
         };
         if hopeless && starting {
+            self.facts.send_modify(|facts| facts.hopeless = Some(chain(error)));
             let cause = Some(ExitCause::StartFailed);
             self.given_up = Some(End { cause, detail: chain(error), inferred: false });
             *retry = Retry::default();

@@ -54,7 +54,11 @@ fn running_vms_move_to_another_firmware() -> Result<()> {
     set(&home, "{\"launcherImage\": \"holdfast/launcher:other\"}")?;
     create_vms(&home, &["v"], "")?;
     let pinned = manifests::blank_vm("pinned", "").replace("size: 4Mi", "size: 4Mi, storageClassName: local");
-    home.apply(&(manifests::blank_vm("b", "") + &manifests::blank_vm("restarted", "") + &pinned))?;
+    // A CPU that is the same under both.
+    let class = "apiVersion: virtualization.deckhouse.io/v1alpha2\nkind: VirtualMachineClass\n\
+                 metadata: {name: plain}\nspec: {cpu: {type: Model, model: Nehalem}}\n---\n";
+    let plain = manifests::blank_vm("b", "").replace("ClassName: host", "ClassName: plain");
+    home.apply(&(class.to_owned() + &plain + &manifests::blank_vm("restarted", "") + &pinned))?;
     let guest = wait_ready(&home, "v")?;
     for vm in all {
         home.wait_phase(vm, "Running", BOOT)?;
@@ -97,5 +101,28 @@ fn running_vms_move_to_another_firmware() -> Result<()> {
     // What cannot move says so until it is restarted.
     wait_reason(&home, "vm pinned", FIRMWARE, "False/FirmwareOutOfDate")?;
     home.d8(&["v", "restart", "pinned", "--wait"])?;
-    wait_updated(&home, "pinned", &new)
+    wait_updated(&home, "pinned", &new)?;
+
+    // Back: what the other QEMU cannot run stays where it is, and its operation says why.
+    set(&home, "{\"launcherImage\": \"holdfast/launcher:other\"}")?;
+    wait_updated(&home, "b", &old)?;
+    for (vm, why) in [("restarted", "is newer than QEMU"), ("v", "CPU model max may have less")] {
+        contains(&failed_update(&home, vm)?, why)?;
+        ensure!(qemu_of(&home, vm) == new && home.field(&format!("vm {vm}"), "/status/phase") == "Running");
+    }
+    ensure!(guest.boot_id()? == boot, "the guest has booted again");
+    Ok(())
+}
+
+/// Waits until an operation of the VM has failed; the operation as text.
+fn failed_update(home: &Home, vm: &str) -> Result<String> {
+    wait_for(&format!("an update of {vm} fails"), BOOT, || {
+        let all = home.k(&["get", "vmop", "-o", "json"]).map_err(|e| format!("{e:#}"))?;
+        let all: serde_json::Value = serde_json::from_str(&all).map_err(|e| e.to_string())?;
+        let items = all["items"].as_array().cloned().unwrap_or_default();
+        let failed = |op: &&serde_json::Value| {
+            op["spec"]["virtualMachineName"] == vm && op["status"]["phase"] == "Failed"
+        };
+        items.iter().find(failed).map(serde_json::Value::to_string).ok_or_else(|| all.to_string())
+    })
 }
