@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use holdfast_reconcile::Metrics;
 use ipnet::Ipv4Net;
 
 use crate::host::Outside;
@@ -37,6 +38,8 @@ pub struct Config {
     pub dns: Vec<Ipv4Addr>,
     /// Which accelerator guests get.
     pub accelerator: AcceleratorChoice,
+    /// What operators see ([`crate::metrics`]); the caller serves it.
+    pub metrics: Metrics,
 }
 
 /// Address of the gateway that guests see unless the platform was told another one.

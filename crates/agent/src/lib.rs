@@ -15,6 +15,7 @@ pub mod host;
 pub mod host_routes;
 pub mod launcher;
 pub mod memory;
+pub mod metrics;
 pub mod migration;
 pub mod network;
 pub mod node;
@@ -66,6 +67,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(lease);
     tokio::spawn(node::keep_labels(cluster.clone(), config.node.clone(), found.accelerator, outside.host));
     let agent = Arc::new(NodeAgent::new(config, cluster, network, found.accelerator, gate));
+    metrics::show(&agent);
     // The first guest that is adopted must not take the filter of the others away.
     agent.network.expect(launcher::adoption::plugged_before(&agent.pods));
     tokio::spawn(routes::keep(agent.clone()));

@@ -51,6 +51,8 @@ pub struct NodeAgent {
     pub outside: Outside,
     /// Whether the fence lease is held by this boot.
     pub gate: watch::Receiver<bool>,
+    /// Guests that stand still for a switch-over.
+    pub stops: crate::metrics::Stops,
     connected: Mutex<BTreeMap<String, Connected>>,
     moves: Arc<watch::Sender<usize>>,
 }
@@ -83,6 +85,7 @@ impl NodeAgent {
             accelerator,
             outside,
             gate,
+            stops: crate::metrics::Stops::default(),
             connected: Mutex::default(),
             moves: Arc::new(watch::Sender::new(0)),
         }
@@ -127,6 +130,11 @@ impl NodeAgent {
     /// A launcher's connection is gone.
     pub fn disconnect(&self, pod_uid: &str) {
         self.connected.lock().remove(pod_uid);
+    }
+
+    /// All connected launchers.
+    pub fn launchers(&self) -> Vec<Connected> {
+        self.connected.lock().values().cloned().collect()
     }
 
     /// The connected launcher of a pod.

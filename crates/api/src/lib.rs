@@ -8,6 +8,7 @@
 pub mod condition;
 pub mod crds;
 pub mod cvi;
+pub mod drain_plan;
 pub mod engine;
 pub mod import;
 mod macros;

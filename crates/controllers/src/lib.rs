@@ -26,6 +26,7 @@ pub mod firmware;
 pub mod fronts;
 pub mod image;
 pub mod import;
+pub mod metrics;
 pub mod node_maintenance;
 pub mod operations;
 pub mod placement_update;
@@ -58,7 +59,7 @@ pub struct Config {
     pub clock: Clock,
     /// Source of everything random.
     pub entropy: Entropy,
-    /// Filled with counters of all controllers; shown by the gateway.
+    /// What operators see ([`metrics`]); the caller serves it.
     pub metrics: Metrics,
 }
 
@@ -125,5 +126,6 @@ fn assemble(client: kube::Client, config: &Config) -> Runtime {
     let vi = image::ImageController::<holdfast_api::VirtualImage>::new(runtime.caches(), config);
     let cvi = image::ImageController::<holdfast_api::ClusterVirtualImage>::new(runtime.caches(), config);
     runtime.add(vd).add(vi).add(cvi);
+    metrics::Sources::new(runtime.caches()).shown_by(&config.metrics, &config.clock);
     runtime
 }

@@ -5,6 +5,7 @@
 mod arguments;
 mod connection;
 mod console;
+mod drain_plan;
 mod kubectl;
 mod lifecycle;
 mod port_forward;
@@ -66,6 +67,8 @@ enum VCommand {
     Restart(lifecycle::LifecycleArgs),
     /// Move a running virtual machine to another node
     Evict(lifecycle::LifecycleArgs),
+    /// Say what a drain of a node would do, without touching anything
+    DrainPlan(drain_plan::DrainPlanArgs),
     #[command(hide = true, disable_help_flag = true)]
     Scp(NotYet),
     #[command(hide = true, disable_help_flag = true)]
@@ -126,6 +129,7 @@ fn virtualization(v: V) -> anyhow::Result<ExitCode> {
             VCommand::Stop(args) => lifecycle::run(&connection, lifecycle::Verb::Stop, &args).await,
             VCommand::Restart(args) => lifecycle::run(&connection, lifecycle::Verb::Restart, &args).await,
             VCommand::Evict(args) => lifecycle::run(&connection, lifecycle::Verb::Evict, &args).await,
+            VCommand::DrainPlan(args) => drain_plan::run(&connection, &args).await,
             VCommand::Ssh(_) => unreachable!("invariant: handled above"),
             VCommand::Scp(_) => not_yet("scp", ": use d8 v port-forward NAME 2222:22 and scp -P 2222"),
             VCommand::Migrate(_) => not_yet("migrate", ": d8 v evict moves a virtual machine"),

@@ -31,7 +31,8 @@ pub fn overlap(used: &Ipv4Net, net: &Ipv4Net) -> bool {
     used.prefix_len() > 0 && (used.contains(&net.network()) || net.contains(&used.network()))
 }
 
-/// Chooses everything. `draw` gives random numbers, `port` a free port.
+/// Chooses everything. `draw` gives random numbers, `ports` free ports for
+/// the API server and the metrics page.
 ///
 /// # Errors
 /// When something given collides, or nothing free is left.
@@ -39,7 +40,7 @@ pub fn facts(
     names: Vec<String>,
     vm_cidrs: &[Ipv4Net],
     in_use: &InUse,
-    port: u16,
+    ports: (u16, u16),
     mut draw: impl FnMut() -> u32,
 ) -> anyhow::Result<Facts> {
     let vm_cidrs = self::vm_cidrs(vm_cidrs, in_use)?;
@@ -67,7 +68,8 @@ pub fn facts(
     Ok(Facts {
         version: Facts::VERSION,
         id,
-        api_port: port,
+        api_port: ports.0,
+        metrics_port: ports.1,
         node_subnet,
         vm_cidrs,
         nodes,
@@ -126,7 +128,9 @@ mod tests {
 
     fn choose(given: &[Ipv4Net], in_use: &InUse) -> anyhow::Result<Facts> {
         let mut numbers = [0x1a2b, 7, 8, 9].into_iter();
-        facts(vec!["a".to_owned(), "b".to_owned()], given, in_use, 26_000, move || numbers.next().unwrap())
+        facts(vec!["a".to_owned(), "b".to_owned()], given, in_use, (26_000, 26_001), move || {
+            numbers.next().unwrap()
+        })
     }
 
     #[test]
@@ -149,7 +153,8 @@ mod tests {
         };
         let mut numbers = [0x1a2b, 0x00ff, 7].into_iter();
         let facts =
-            facts(vec!["a".to_owned()], &[], &in_use, 26_000, move || numbers.next().unwrap()).unwrap();
+            facts(vec!["a".to_owned()], &[], &in_use, (26_000, 26_001), move || numbers.next().unwrap())
+                .unwrap();
         assert_eq!(facts.id, "00ff");
         assert_eq!(facts.vm_cidrs[0], net("10.68.10.0/24"));
         assert_eq!(facts.node_subnet, net("10.199.8.0/24"));

@@ -163,6 +163,9 @@ pub fn status(home: &Home) -> anyhow::Result<()> {
     println!("platform {} in {}", facts.id, home.path().display());
     println!("API {}   VM addresses {}", facts.host_url(), cidrs.join(", "));
     println!("kubeconfig {}", home.kubeconfig().display());
+    for (name, address) in crate::metrics::endpoints(&facts) {
+        println!("metrics of {name} http://{address}{}", crate::metrics::PATH);
+    }
     println!();
     print_components(&components);
     println!();

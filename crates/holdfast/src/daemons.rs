@@ -10,11 +10,13 @@ use holdfast_agent::network::kernel::Linux;
 use holdfast_agent::underlay::Tls;
 use holdfast_noderuntime::node::{NodeInfo, Timers};
 use holdfast_noderuntime::paths::NodeDir;
+use holdfast_reconcile::Metrics;
 use serde_json::Value;
 
 use crate::components;
 use crate::home::{Facts, Home, NodeFacts};
 use crate::identity::{self, Identity};
+use crate::metrics;
 use crate::supervisor::GUEST_GRACE;
 
 /// API server, control loops, admission rules, subresources: one process, because the loops need
@@ -33,7 +35,7 @@ pub async fn kubelith(home: Home) -> anyhow::Result<()> {
     let logs_home = home.clone();
     let hooks = holdfast_kubelith::Hooks {
         admission: holdfast_plane::admission(),
-        aggregated: vec![crate::hooks::gateway(&home).await?],
+        aggregated: vec![crate::hooks::gateway(&home, &facts).await?],
         logs: Some(Arc::new(holdfast_kubelith::http::FileLogs::new(move |pod, container, previous| {
             log_file(&logs_home, pod, container, previous)
         }))),
@@ -77,6 +79,7 @@ pub async fn controller(home: Home) -> anyhow::Result<()> {
     if let Ok(namespace) = std::env::var("LEASE_NAMESPACE") {
         config.lease_namespace = namespace;
     }
+    let page = metrics::serve(metrics::controller(&facts), facts.node_subnet, config.metrics.clone());
     let routes = holdfast_agent::host_routes::Config {
         client: client.clone(),
         bridge: facts.bridge(),
@@ -87,6 +90,7 @@ pub async fn controller(home: Home) -> anyhow::Result<()> {
         ended = holdfast_controllers::run(client, config) => ended,
         ended = holdfast_agent::host_routes::run(routes) => ended.context("routes of the host"),
         ended = crate::images::serve(home.images(), facts.bridge()) => ended,
+        ended = page => ended,
     }
 }
 
@@ -209,8 +213,14 @@ pub async fn agent(home: Home, name: &str) -> anyhow::Result<()> {
         pools: facts.vm_cidrs.clone(),
         dns: Vec::new(),
         accelerator: holdfast_agent::AcceleratorChoice::Auto,
+        metrics: Metrics::default(),
     };
-    holdfast_agent::run(config).await
+    let address = metrics::agent(&facts, node.address.into());
+    let page = metrics::serve(address, facts.node_subnet, config.metrics.clone());
+    tokio::select! {
+        ended = holdfast_agent::run(config) => ended,
+        ended = page => ended,
+    }
 }
 
 /// Where agents tell the host which node a VM moved to.

@@ -176,6 +176,10 @@ pub struct Facts {
     pub id: String,
     /// Port of the API server, on 127.0.0.1 and on the bridge.
     pub api_port: u16,
+    /// Port of the metrics page: the controllers' on 127.0.0.1, an agent's on its node's address. 0 in homes
+    /// made before there was one, until the next `up`.
+    #[serde(default)]
+    pub metrics_port: u16,
     /// Underlay of the nodes; the first address is the bridge's.
     pub node_subnet: Ipv4Net,
     /// Addresses of VMs.
@@ -339,6 +343,7 @@ pub(crate) mod tests {
             version: Facts::VERSION,
             id: "1a2b".to_owned(),
             api_port: 26_443,
+            metrics_port: 26_444,
             node_subnet: "10.199.7.0/24".parse().unwrap(),
             vm_cidrs: vec!["10.66.10.0/24".parse().unwrap()],
             nodes: vec![NodeFacts {

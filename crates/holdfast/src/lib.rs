@@ -20,6 +20,7 @@ pub mod home;
 pub mod hooks;
 pub mod identity;
 pub mod images;
+pub mod metrics;
 pub mod network;
 pub mod progress;
 pub mod small;

@@ -74,8 +74,12 @@ fn check_machine() -> anyhow::Result<()> {
 
 /// Reads or chooses the home's facts.
 fn facts(home: &Home, options: &Options, progress: &mut Progress) -> anyhow::Result<Facts> {
-    if let Some(facts) = home.facts()? {
+    if let Some(mut facts) = home.facts()? {
         refuse_changes(&facts, options)?;
+        if facts.metrics_port == 0 {
+            facts.metrics_port = free_port()?;
+            home.write_facts(&facts)?;
+        }
         // With the bridge in place the networks are in use by ourselves.
         if !network::link_exists(&facts.bridge()) {
             choose::check(&facts, &network::in_use()?)?;
@@ -87,7 +91,7 @@ fn facts(home: &Home, options: &Options, progress: &mut Progress) -> anyhow::Res
     // Another home may be choosing at the same moment.
     let _machine = FileLock::take(std::path::Path::new("/run/holdfast.lock"))?;
     let in_use = network::in_use()?;
-    let facts = choose::facts(names, &options.vm_cidr, &in_use, free_port()?, rand::random)?;
+    let facts = choose::facts(names, &options.vm_cidr, &in_use, free_ports()?, rand::random)?;
     home.write_facts(&facts)?;
     // Takes the networks at once, so that the next home sees them.
     network::ensure_host(&facts)?;
@@ -125,6 +129,13 @@ fn free_port() -> anyhow::Result<u16> {
         .map(|_| 20_000 + rand::random::<u16>() % 10_000)
         .find(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok())
         .context("no free TCP port between 20000 and 30000")
+}
+
+/// Two different ones.
+fn free_ports() -> anyhow::Result<(u16, u16)> {
+    let first = free_port()?;
+    let second = (0..10).filter_map(|_| free_port().ok()).find(|port| *port != first);
+    Ok((first, second.context("no second free TCP port between 20000 and 30000")?))
 }
 
 /// `up` brings nodes back that were killed or cut on purpose.

@@ -215,6 +215,8 @@ pub struct MigrationInfo {
     pub transferred_bytes: u64,
     /// Rate at which the guest dirties memory, bytes a second; 0 before the second pass.
     pub dirty_bytes_per_s: u64,
+    /// Speed of the transfer, bytes a second; 0 before it is known.
+    pub rate_bytes_per_s: u64,
     /// Passes over the memory, from 1.
     pub passes: u64,
     /// How much the guest is slowed down, percent.

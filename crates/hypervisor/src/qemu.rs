@@ -382,10 +382,17 @@ fn migration_info(reply: &Value) -> MigrationInfo {
         remaining_bytes: number("/ram/remaining"),
         transferred_bytes: number("/ram/transferred"),
         dirty_bytes_per_s: number("/ram/dirty-pages-rate") * number("/ram/page-size"),
+        rate_bytes_per_s: rate_bytes(reply.pointer("/ram/mbps").and_then(Value::as_f64)),
         passes: number("/ram/dirty-sync-count"),
         throttle_pct: u32::try_from(number("/cpu-throttle-percentage")).unwrap_or(u32::MAX),
         downtime_ms: reply.get("downtime").and_then(Value::as_u64),
     }
+}
+
+/// QEMU tells the speed in millions of bits a second.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to what a link can do")]
+fn rate_bytes(mbps: Option<f64>) -> u64 {
+    (mbps.unwrap_or_default().clamp(0.0, 1e9) * 125_000.0) as u64
 }
 
 /// Version of a QEMU program, such as `10.0.2`, as `--version` tells it. Takes about 20 ms.

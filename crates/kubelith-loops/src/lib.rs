@@ -18,6 +18,7 @@ mod disruption;
 mod drive;
 mod events;
 mod fault;
+pub mod forecast;
 mod namespaces;
 mod nodes;
 mod owners;

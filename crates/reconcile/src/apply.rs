@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tracing::debug;
 
 use crate::event::Recorder;
-use crate::plan::{Create, Effect, Object, Patch, Plan, Ref};
+use crate::plan::{Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref};
 use crate::{Answer, Caches, Error, Metrics};
 
 /// What the interpreter needs; shared by all controllers.
@@ -48,7 +48,13 @@ impl Tools<'_> {
         }
         for effect in &plan.effects {
             match effect {
-                Effect::Create(create) => self.create(create).await?,
+                Effect::Create(create) => {
+                    let created = self.create(create).await;
+                    if let Err(error) = &created {
+                        self.tell_refusal(create, error).await;
+                    }
+                    created?;
+                }
                 Effect::Patch(patch) => self.patch(patch, &mut moved).await?,
                 Effect::Delete { target, grace_s } => self.delete(target, *grace_s).await?,
                 Effect::Evict(target) => self.evict(target).await?,
@@ -101,6 +107,22 @@ impl Tools<'_> {
         }
         self.learn(&target.api, &reply);
         Ok(())
+    }
+
+    /// An event for those who wait for an object that the API does not let us create.
+    async fn tell_refusal(&self, create: &Create, error: &Error) {
+        let Some((about, reason)) = &create.refusal else { return };
+        if let Error::Api { source: kube::Error::Api(status), .. } = error
+            && matches!(status.code, 400 | 403 | 422)
+        {
+            let note = Note {
+                about: about.clone(),
+                kind: NoteKind::Warning,
+                reason: (*reason).to_owned(),
+                message: format!("{} was not created: {}", create.object, status.message),
+            };
+            self.recorder.record(self.client, self.controller, &note, self.clock).await;
+        }
     }
 
     async fn create(&self, create: &Create) -> Result<(), Error> {

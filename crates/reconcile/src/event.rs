@@ -1,6 +1,10 @@
 //! Events about objects: written once, counted when repeated, never a reason to fail a pass.
+//!
+//! An event's name is made of what it says, so that a controller that was restarted, or another one that
+//! leads now, counts on instead of writing a second one.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use holdfast_env::{Clock, Timestamp};
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -16,8 +20,9 @@ use crate::plan::{Note, NoteKind};
 /// How many distinct events are remembered for counting repetitions.
 const REMEMBERED_MAX: usize = 4096;
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Same {
+    controller: &'static str,
     uid: Option<String>,
     reason: String,
     message: String,
@@ -37,13 +42,17 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     /// Writes or counts the event; failures are logged only.
-    pub(crate) async fn record(&self, client: &Client, controller: &str, note: &Note, clock: &Clock) {
-        let same =
-            Same { uid: note.about.uid.clone(), reason: note.reason.clone(), message: note.message.clone() };
+    pub(crate) async fn record(&self, client: &Client, controller: &'static str, note: &Note, clock: &Clock) {
+        let same = Same {
+            controller,
+            uid: note.about.uid.clone(),
+            reason: note.reason.clone(),
+            message: note.message.clone(),
+        };
         let known = self.written.lock().get(&same).cloned();
         let result = match known {
             Some(written) => self.count(client, &same, written, clock.now()).await,
-            None => self.create(client, controller, note, same, clock.now()).await,
+            None => self.create(client, note, same, clock.now()).await,
         };
         if let Err(error) = result {
             debug!(%error, reason = note.reason, about = %note.about, "event lost");
@@ -60,32 +69,24 @@ impl Recorder {
         was.count += 1;
         let api: Api<Event> = Api::namespaced(client.clone(), &was.namespace);
         let body = json!({ "count": was.count, "lastTimestamp": Time(now) });
-        let reply = api.patch(&was.name, &PatchParams::default(), &Patch::Merge(body)).await;
-        let mut all = self.written.lock();
-        match reply {
+        match api.patch(&was.name, &PatchParams::default(), &Patch::Merge(body)).await {
             Ok(_) => {
-                all.insert(same.clone(), was);
+                self.remember(same.clone(), was);
                 Ok(())
             }
             Err(error) => {
                 // Most likely expired: the next repetition starts a new one.
-                all.remove(same);
+                self.written.lock().remove(same);
                 Err(error)
             }
         }
     }
 
-    async fn create(
-        &self,
-        client: &Client,
-        controller: &str,
-        note: &Note,
-        same: Same,
-        now: Timestamp,
-    ) -> kube::Result<()> {
+    async fn create(&self, client: &Client, note: &Note, same: Same, now: Timestamp) -> kube::Result<()> {
         let about = &note.about;
+        let controller = same.controller;
         let namespace = if about.namespace.is_empty() { "default" } else { &about.namespace };
-        let name = format!("{}.{:x}", about.name, now.as_nanosecond());
+        let name = name(&about.name, &same);
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
@@ -114,12 +115,33 @@ impl Recorder {
             ..Event::default()
         };
         let api: Api<Event> = Api::namespaced(client.clone(), namespace);
-        api.create(&PostParams::default(), &event).await?;
+        let mut written = Written { namespace: namespace.to_owned(), name, count: 1 };
+        match api.create(&PostParams::default(), &event).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                // An earlier process of ours said the same.
+                let known = api.get(&written.name).await?;
+                written.count = known.count.unwrap_or(1);
+                return self.count(client, &same, written, now).await;
+            }
+            Err(error) => return Err(error),
+        }
+        self.remember(same, written);
+        Ok(())
+    }
+
+    fn remember(&self, same: Same, written: Written) {
         let mut all = self.written.lock();
         if all.len() >= REMEMBERED_MAX {
             all.clear();
         }
-        all.insert(same, Written { namespace: namespace.to_owned(), name, count: 1 });
-        Ok(())
+        all.insert(same, written);
     }
+}
+
+/// The event's name: the object's, and a digest of what is said.
+fn name(about: &str, same: &Same) -> String {
+    let mut digest = DefaultHasher::new();
+    same.hash(&mut digest);
+    format!("{about}.{:016x}", digest.finish())
 }

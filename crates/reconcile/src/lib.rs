@@ -40,7 +40,7 @@ pub use cache::{Cache, Caches, Key};
 pub use conditions::{Conditions, Tri, condition, is_true};
 pub use error::{Class, Error};
 pub use evictions::{Answer, Evictions};
-pub use metrics::Metrics;
+pub use metrics::{MetricKind, Metrics, Page, WeakMetrics, label_text};
 pub use plan::{
     Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref, Why, controller_of, merge_difference,
     owner_reference,

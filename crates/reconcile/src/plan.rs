@@ -122,6 +122,28 @@ impl Ref {
             resource_version: None,
         }
     }
+
+    /// The controller owner of `object`, which is in the same namespace.
+    #[must_use]
+    pub fn owner_of<K: Resource>(object: &K) -> Option<Self> {
+        let owner = controller_of(object)?;
+        let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
+        let api = ApiResource {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            api_version: owner.api_version.clone(),
+            kind: owner.kind.clone(),
+            // As kubectl writes the plurals of all kinds that own something here.
+            plural: format!("{}s", owner.kind.to_ascii_lowercase()),
+        };
+        Some(Self {
+            api,
+            namespace: object.meta().namespace.clone().unwrap_or_default(),
+            name: owner.name.clone(),
+            uid: Some(owner.uid.clone()),
+            resource_version: None,
+        })
+    }
 }
 
 impl fmt::Display for Ref {
@@ -178,13 +200,16 @@ pub struct Create {
     pub alternatives: Vec<String>,
     /// Labels that must agree besides the controller owner for *already exists* to be success.
     pub identity_labels: Vec<&'static str>,
+    /// Whom a refusal by the API is told to, and under which reason.
+    pub refusal: Option<(Ref, &'static str)>,
 }
 
 impl Create {
     /// Creates `object` under its one name.
     #[must_use]
     pub fn of<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Self {
-        Self { object: Object::of(object), alternatives: Vec::new(), identity_labels: Vec::new() }
+        let object = Object::of(object);
+        Self { object, alternatives: Vec::new(), identity_labels: Vec::new(), refusal: None }
     }
 
     /// With further names to try.
@@ -198,6 +223,13 @@ impl Create {
     #[must_use]
     pub fn identified_by(mut self, labels: &[&'static str]) -> Self {
         self.identity_labels.extend_from_slice(labels);
+        self
+    }
+
+    /// With an event about `about` if the API refuses (a quota, a rule).
+    #[must_use]
+    pub fn refusal_told_to(mut self, about: Option<Ref>, reason: &'static str) -> Self {
+        self.refusal = about.map(|about| (about, reason));
         self
     }
 }

@@ -237,6 +237,7 @@ pub fn agent(world: &mut World, name: &Place) {
             pools: VM_CIDR.parse().into_iter().collect(),
             dns: Vec::new(),
             accelerator: holdfast_agent::AcceleratorChoice::Tcg,
+            metrics: Default::default(),
         };
         async move {
             if let Err(error) = holdfast_agent::run(config).await {

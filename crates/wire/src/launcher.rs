@@ -362,6 +362,8 @@ pub struct MoveProgress {
     pub transferred_bytes: i64,
     pub dirty_bytes_s: i64,
     pub throttle_pct: i32,
+    #[serde(default)]
+    pub rate_bytes_s: i64,
 }
 
 /// Why a move failed.

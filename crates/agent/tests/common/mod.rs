@@ -367,6 +367,7 @@ impl Member {
             pools: vec!["10.66.10.0/24".parse().unwrap()],
             dns: vec![],
             accelerator: AcceleratorChoice::Auto,
+            metrics: Default::default(),
         }
     }
 

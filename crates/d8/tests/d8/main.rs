@@ -3,6 +3,7 @@
 
 mod platform;
 
+mod drain_plan;
 mod lifecycle;
 mod streams;
 mod terminal;

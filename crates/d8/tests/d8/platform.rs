@@ -1,17 +1,18 @@
 //! API server with Holdfast's kinds, gateway, a node whose agent is a script, and `d8` with its kubeconfig.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use holdfast_api::engine::Instance;
 use holdfast_api::{VirtualMachine, VirtualMachineOperation};
-use holdfast_apimachinery::status::Status;
+use holdfast_apimachinery::status::{GroupResource, Status};
 use holdfast_gateway::{Cluster, Gateway, Lookup, Target, TlsFiles, User};
 use holdfast_kubelith::Hooks;
 use holdfast_kubelith::http::{Aggregated, Handler};
@@ -44,9 +45,13 @@ impl Lookup for Late {
     }
 }
 
+type Plans = Arc<Mutex<BTreeMap<String, Value>>>;
+
 pub struct Platform {
     pub client: Client,
     pub home: tempfile::TempDir,
+    /// Plans of drains, by the path that asks for them.
+    plans: Plans,
     server: Server,
 }
 
@@ -60,9 +65,21 @@ impl Platform {
         let late = Arc::new(Late::default());
         let gateway =
             Gateway::new(late.clone(), &authority.issue(home.path(), "gateway")).expect("a gateway");
+        let plans = Plans::default();
+        let shown = plans.clone();
         let handler: Handler = Arc::new(move |request, user| {
             let gateway = gateway.clone();
+            let path = request.uri().path().to_owned();
+            let plan = shown.lock().unwrap().get(&path).cloned();
             Box::pin(async move {
+                if let Some(plan) = plan {
+                    return http::Response::new(holdfast_kubelith::http::received(plan.to_string()));
+                }
+                if let Some(node) = path.strip_suffix("/drainplan").and_then(|path| path.rsplit('/').next()) {
+                    let status = Status::not_found(&GroupResource::new("", "nodes"), node);
+                    let body = holdfast_kubelith::http::received(status.to_value().to_string());
+                    return http::Response::builder().status(404).body(body).unwrap();
+                }
                 let user = User { name: user.name, groups: user.groups };
                 let answer = gateway.handle(request, user).await;
                 answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
@@ -81,11 +98,17 @@ impl Platform {
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         let client = Client::try_from(config).unwrap();
         assert!(late.0.set(Cluster(client.clone())).is_ok());
-        let platform = Self { client, home, server };
+        let platform = Self { client, home, plans, server };
         let node = json!({"metadata": {"name": NODE}, "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
         let nodes: Api<Node> = Api::all(platform.client.clone());
         nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.expect("a node");
         platform
+    }
+
+    /// From now on this is the plan of a drain of the node.
+    pub fn show_drain_plan(&self, node: &str, plan: &Value) {
+        let path = format!("/apis/{}/v1alpha2/nodes/{node}/drainplan", holdfast_gateway::GROUP);
+        self.plans.lock().unwrap().insert(path, plan.clone());
     }
 
     /// A VM in that phase, on the node if it runs.

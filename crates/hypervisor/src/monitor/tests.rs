@@ -16,6 +16,7 @@ fn info(status: S, passes: u64, remaining: u64, transferred: u64, throttle: u32)
         remaining_bytes: remaining,
         transferred_bytes: transferred,
         dirty_bytes_per_s: 0,
+        rate_bytes_per_s: 0,
         passes,
         throttle_pct: throttle,
         downtime_ms: None,

@@ -23,8 +23,8 @@ use crate::storage::SELECTED_NODE;
 use crate::{fault, pods};
 
 mod affinity;
-mod filters;
-mod place;
+pub(crate) mod filters;
+pub(crate) mod place;
 mod scores;
 pub(crate) mod snapshot;
 mod spread;

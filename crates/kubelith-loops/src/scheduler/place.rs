@@ -28,25 +28,48 @@ pub(crate) enum Verdict {
 
 /// Decides for one pod. `tie` picks among equally good nodes.
 pub(crate) fn place(pod: &Pod, cluster: &Cluster, tie: u64) -> Verdict {
+    match candidates(pod, cluster) {
+        Ok((fitting, volumes)) => {
+            let best = scores::best(pod, cluster, &fitting, tie);
+            Verdict::Node { name: cluster.nodes[best].name().to_owned(), claims: volumes.unbound }
+        }
+        Err(other) => other,
+    }
+}
+
+/// The best nodes for a pod, of which the scheduler picks one by chance.
+pub(crate) fn best(pod: &Pod, cluster: &Cluster) -> Result<Vec<String>, Verdict> {
+    let (fitting, _) = candidates(pod, cluster)?;
+    let best = scores::equals(pod, cluster, &fitting);
+    Ok(best.into_iter().map(|index| cluster.nodes[index].name().to_owned()).collect())
+}
+
+/// Indices of the nodes that a pod could go to; never empty.
+fn candidates(pod: &Pod, cluster: &Cluster) -> Result<(Vec<usize>, Volumes), Verdict> {
     if cluster.nodes.is_empty() {
-        return Verdict::Nowhere("no nodes available to schedule pods".to_owned());
+        return Err(Verdict::Nowhere("no nodes available to schedule pods".to_owned()));
     }
     let all = cluster.nodes.len();
     let volumes = match volumes::look(pod, cluster) {
         Ok(volumes) => volumes,
         Err(reason) => {
-            return Verdict::Nowhere(format!("0/{all} nodes are available: {reason}."));
+            return Err(Verdict::Nowhere(format!("0/{all} nodes are available: {reason}.")));
         }
     };
     if volumes.in_progress {
-        return Verdict::AwaitVolumes;
+        return Err(Verdict::AwaitVolumes);
     }
-    let fitting = match fitting(pod, cluster, &volumes) {
-        Ok(fitting) => fitting,
-        Err(message) => return Verdict::Nowhere(message),
-    };
-    let best = scores::best(pod, cluster, &fitting, tie);
-    Verdict::Node { name: cluster.nodes[best].name().to_owned(), claims: volumes.unbound }
+    let fitting = fitting(pod, cluster, &volumes).map_err(Verdict::Nowhere)?;
+    Ok((fitting, volumes))
+}
+
+/// Why each node refuses the pod; nodes that take it are left out.
+pub(crate) fn refusals(pod: &Pod, cluster: &Cluster) -> Vec<(String, Vec<String>)> {
+    let Ok(volumes) = volumes::look(pod, cluster) else { return Vec::new() };
+    let context = filters::Context::new(pod, cluster);
+    let refused = |info| filters::check(&context, info, &volumes);
+    let all = cluster.nodes.iter().map(|info| (info.name().to_owned(), refused(info)));
+    all.filter(|(_, reasons)| !reasons.is_empty()).collect()
 }
 
 /// Indices of the nodes that pass every filter, or the text that counts why none does.

@@ -8,12 +8,16 @@ use crate::{pods, selector};
 
 const FULL: i64 = 100;
 
-/// Index of the node with the highest score; `tie` picks among equals.
-pub(crate) fn best(pod: &Pod, cluster: &Cluster, fitting: &[usize], tie: u64) -> usize {
+/// Indices of the nodes with the highest score.
+pub(crate) fn equals(pod: &Pod, cluster: &Cluster, fitting: &[usize]) -> Vec<usize> {
     let totals = totals(pod, cluster, fitting);
     let top = totals.iter().copied().max().unwrap_or(0);
-    let equals: Vec<usize> =
-        fitting.iter().zip(&totals).filter(|(_, t)| **t == top).map(|(i, _)| *i).collect();
+    fitting.iter().zip(&totals).filter(|(_, t)| **t == top).map(|(i, _)| *i).collect()
+}
+
+/// Index of the node with the highest score; `tie` picks among equals.
+pub(crate) fn best(pod: &Pod, cluster: &Cluster, fitting: &[usize], tie: u64) -> usize {
+    let equals = equals(pod, cluster, fitting);
     let count = u64::try_from(equals.len()).unwrap_or(1).max(1);
     let pick = usize::try_from(tie % count).unwrap_or(0);
     equals[pick]

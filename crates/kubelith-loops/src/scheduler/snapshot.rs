@@ -99,6 +99,15 @@ impl Cluster {
         }
     }
 
+    /// Takes a pod away from the node it is on.
+    pub(crate) fn remove(&mut self, uid: &str) {
+        let is = |pod: &Arc<Pod>| pod.metadata.uid.as_deref() == Some(uid);
+        for info in self.nodes.iter_mut().filter(|info| info.pods.iter().any(is)) {
+            let rest = std::mem::replace(info, NodeInfo::new(info.node.clone())).pods;
+            rest.into_iter().filter(|pod| !is(pod)).for_each(|pod| info.add(pod));
+        }
+    }
+
     /// All placed pods with the node each is on.
     pub(crate) fn placed(&self) -> impl Iterator<Item = (&NodeInfo, &Arc<Pod>)> {
         self.nodes.iter().flat_map(|info| info.pods.iter().map(move |pod| (info, pod)))

@@ -384,6 +384,7 @@ impl<H: Hypervisor> Driver<H> {
             transferred_bytes: n(info.transferred_bytes),
             dirty_bytes_s: n(info.dirty_bytes_per_s),
             throttle_pct: i32::try_from(info.throttle_pct).unwrap_or(i32::MAX),
+            rate_bytes_s: n(info.rate_bytes_per_s),
         };
         let event = event.clone();
         self.agents.tell(&Event::Migration(event));

@@ -39,7 +39,7 @@ impl World {
     }
 
     /// A drain for at most this long; true when it has ended.
-    async fn drain(&self, node: &str, seconds: u64) -> bool {
+    pub async fn drain(&self, node: &str, seconds: u64) -> bool {
         self.cordon(node, true).await;
         for _ in 0..seconds / 5 {
             let pods = self.launchers_on(node).await;

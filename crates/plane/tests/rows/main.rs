@@ -5,8 +5,10 @@
 
 mod config;
 mod drain;
+mod foresight;
 mod maintenance;
 mod moves;
 mod nodes;
+mod operators;
 mod vm;
 mod world;

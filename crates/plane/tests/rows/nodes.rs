@@ -320,7 +320,10 @@ impl Nodes {
                 )
                 .await;
             } else if wish >= Moves::Copying && source.started_at.is_none() {
-                self.migration_status(&name, json!({"source": {"startedAt": now}})).await;
+                let listening =
+                    json!({"listening": true, "address": "10.0.0.2", "ports": {"control": 1, "memory": 1}});
+                self.migration_status(&name, json!({"source": {"startedAt": now}, "target": listening}))
+                    .await;
                 self.instance_status(vm, json!({"migration": {"start": now}})).await;
             } else if wish == Moves::Through && source.started_at.is_some() && source.ack_at.is_none() {
                 let epoch = migration.spec.instance.epoch;

@@ -15,6 +15,7 @@ use holdfast_env::{Clock, Entropy, Timestamp};
 use holdfast_kubelith::store::SharedJournal;
 use holdfast_kubelith::{PlaneParts, inprocess, plane};
 use holdfast_plane::Identity;
+use holdfast_reconcile::Metrics;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
@@ -65,6 +66,8 @@ impl Ambient for Paused {
 pub struct World {
     pub client: Client,
     pub nodes: Rc<Nodes>,
+    /// What the controllers show operators.
+    pub metrics: Metrics,
     controller: Client,
     controllers: JoinHandle<()>,
     _storage: tempfile::TempDir,
@@ -82,10 +85,11 @@ pub fn on_a_platform<F: Future<Output = ()>>(test: impl FnOnce(World) -> F) {
     });
 }
 
-fn run_controllers(client: Client) -> JoinHandle<()> {
+fn run_controllers(client: Client, metrics: Metrics) -> JoinHandle<()> {
     let config = holdfast_controllers::Config {
         identity: "one".to_owned(),
         entropy: Entropy::seeded(7),
+        metrics,
         ..Default::default()
     };
     tokio::spawn(async move { drop(holdfast_controllers::run(client, config).await) })
@@ -108,18 +112,19 @@ impl World {
         let for_loops = client(Identity::Loops);
         tokio::spawn(async move { drop(holdfast_kubelith_loops::run(for_loops, loops).await) });
         let controller = client(Identity::Controller);
-        let controllers = run_controllers(controller.clone());
+        let metrics = Metrics::default();
+        let controllers = run_controllers(controller.clone(), metrics.clone());
         let admin = client(Identity::Admin);
         let nodes = Nodes::start(admin.clone()).await;
         tokio::task::spawn_local(nodes::play(nodes.clone()));
-        Self { client: admin, nodes, controller, controllers, _storage: storage }
+        Self { client: admin, nodes, metrics, controller, controllers, _storage: storage }
     }
 
     /// Ends the controllers as a crash would and starts new ones.
     pub async fn restart_controllers(&mut self) {
         self.controllers.abort();
         let _ = (&mut self.controllers).await;
-        self.controllers = run_controllers(self.controller.clone());
+        self.controllers = run_controllers(self.controller.clone(), self.metrics.clone());
     }
 
     pub fn api<K>(&self) -> Api<K>

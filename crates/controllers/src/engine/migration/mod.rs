@@ -12,6 +12,7 @@
 //! that it runs at the target; the controller waits for either (INV-1). Slots and hand-offs are
 //! granted in `engine/slots`, by one decider.
 
+mod events;
 mod observe;
 mod plan;
 pub mod target_pod;

@@ -14,7 +14,7 @@ use holdfast_reconcile::{Create, Effect, Patch, Plan};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::observe::Observed;
-use super::target_pod;
+use super::{events, target_pod};
 
 /// Why a move was called off: words of `status.abort.reason`.
 mod abort {
@@ -67,8 +67,11 @@ pub fn plan(o: &Observed) -> Plan {
     let (new, target) = (step.new, step.target);
     plan.set_status(&*o.migration, Some(&old), &new);
     if let Some(create) = target {
-        plan.then(create);
+        let name = create.object.value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        plan.then(create.refusal_told_to(Some(events::operation(&o.migration)), "FailedCreate"));
+        events::created(&mut plan, o, &name);
     }
+    events::changed(&mut plan, o, &old, &new);
     if new.state.is_some_and(MigrationState::is_final) {
         close(&mut plan, o, &new);
         remove_targets(&mut plan, o, &new);
@@ -389,6 +392,7 @@ fn remove_targets(plan: &mut Plan, o: &Observed, new: &MigrationStatus) {
     let claimed = |pod: &Pod| o.instance.as_ref().is_some_and(|instance| is_claimed(instance, pod));
     for pod in o.targets().filter(|pod| pod.metadata.deletion_timestamp.is_none() && !claimed(pod)) {
         plan.then(Effect::delete(&**pod));
+        events::deleted(plan, o, pod);
     }
 }
 

@@ -392,3 +392,150 @@ fn a_finished_move_never_changes_and_lets_go_when_deleted() {
     assert_eq!(o.migration.status, finished);
     assert!(o.migration.metadata.finalizers.as_ref().is_none_or(Vec::is_empty));
 }
+
+// MM X4 of a move: each event once, about the operation or the VM, in the pass of its change.
+#[test]
+fn every_stage_is_told_once_to_the_owners() {
+    type Change = fn(&mut Observed);
+    let told = |change: Change| {
+        let mut o = observed();
+        let owned = |kind: &str, name: &str| {
+            Some(vec![
+                serde_json::from_value(json!({
+                    "apiVersion": "virtualization.deckhouse.io/v1alpha2", "kind": kind, "name": name,
+                    "uid": format!("uid-{name}"), "controller": true,
+                }))
+                .unwrap(),
+            ])
+        };
+        let mut migration = (*o.migration).clone();
+        migration.metadata.owner_references = owned("VirtualMachineOperation", "op");
+        o.migration = Arc::new(migration);
+        edit_instance(&mut o, |i| i.metadata.owner_references = owned("VirtualMachine", "web"));
+        let mut events: Vec<String> = Vec::new();
+        let mut step = |o: &mut Observed| {
+            for _ in 0..3 {
+                for effect in settle(o).effects {
+                    if let Effect::Event(note) = effect {
+                        events.push(format!("{} {}", note.about.name, note.reason));
+                    }
+                }
+            }
+        };
+        step(&mut o);
+        edit(&mut o, |status| {
+            status.state = Some(MigrationState::Placing);
+            status.slot_at = Some(Time(at(0)));
+            status.source = Some(MigrationSource { node: "n1".into(), ..MigrationSource::default() });
+        });
+        step(&mut o);
+        let unplaced = o.pods[1].clone();
+        o.pods[1] = pod("target", "p2", None, Some("uid-m"));
+        Arc::make_mut(&mut o.pods[1]).status = Some(
+            serde_json::from_value(json!({
+                "phase": "Pending",
+                "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes"}],
+            }))
+            .unwrap(),
+        );
+        step(&mut o);
+        o.pods[1] = unplaced;
+        change(&mut o);
+        step(&mut o);
+        events
+    };
+    let common = ["op SuccessfulCreate", "op migrationTargetPodUnschedulable"];
+    let cases: [(&str, Change, &[&str]); 5] = [
+        (
+            "done",
+            |o| {
+                through(o);
+                finished(o);
+            },
+            &[
+                "web PreparingTarget",
+                "web Migrating",
+                "web SuccessfulHandOver",
+                "web Migrated",
+                "op SuccessfulMigration",
+            ],
+        ),
+        (
+            "done though called off",
+            |o| {
+                through(o);
+                delete(o);
+                finished(o);
+            },
+            &[
+                "web PreparingTarget",
+                "web Migrating",
+                "web SuccessfulHandOver",
+                "web Migrated",
+                "op FailedAbortMigration",
+                "op SuccessfulMigration",
+            ],
+        ),
+        ("called off early", |o| delete(o), &["op SuccessfulAbortMigration", "op SuccessfulDelete"]),
+        (
+            "switch failed",
+            |o| {
+                through(o);
+                source(o, |source| {
+                    source.suspended_at = Some(Time(at(2)));
+                    source.aborted_at = Some(Time(at(3)));
+                });
+                edit(o, |s| {
+                    s.failure = Some(Failure { class: "X".into(), text: "x".into() });
+                    s.abort = Some(Abort { reason: "Failed".into(), at: Some(Time(at(3))) });
+                });
+            },
+            &[
+                "web PreparingTarget",
+                "web Migrating",
+                "web FailedHandOver",
+                "op FailedMigration",
+                "op SuccessfulDelete",
+            ],
+        ),
+        (
+            "never placed",
+            |o| {
+                o.now = at(rules::PREPARE_S);
+            },
+            &["op FailedMigration", "op SuccessfulDelete"],
+        ),
+    ];
+    for (what, change, want) in cases {
+        let want: Vec<&str> = common.iter().chain(want).copied().collect();
+        assert_eq!(told(change), want, "{what}");
+    }
+}
+
+/// Handed over, and the copy has begun.
+fn through(o: &mut Observed) {
+    o.pods[1] = pod("target", "p2", Some("n2"), Some("uid-m"));
+    edit(o, |status| {
+        status.state = Some(MigrationState::Preparing);
+        status.reason = None;
+        let source = MigrationSource { node: "n1".into(), pod_uid: "p1".into(), ..Default::default() };
+        status.source = Some(source);
+        let target = MigrationTarget {
+            pod_uid: "p2".into(),
+            node: "n2".into(),
+            listening: true,
+            ..MigrationTarget::default()
+        };
+        status.target = Some(target);
+    });
+    settle(o);
+    source(o, |source| source.started_at = Some(Time(at(1))));
+}
+
+fn finished(o: &mut Observed) {
+    edit_instance(o, |instance| {
+        let record = instance.status.as_mut().unwrap().migration.as_mut().unwrap();
+        record.end = Some(Time(at(3)));
+        record.result = Some(MigrationResult::Succeeded);
+    });
+}
