@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_wire::launcher::{
     Answer, Request, SOCKET_CONTROL_IN, SOCKET_MEMORY_IN, SeedFiles, StreamKind, VmState,
@@ -82,7 +83,7 @@ async fn open(agent: &NodeAgent, who: &str, opening: Opening) -> (Opened, Option
     if !(OLDEST..=VERSION).contains(&opening.v) {
         return refused(format!("version {} is not spoken here, only {OLDEST} to {VERSION}", opening.v));
     }
-    let for_agents = !matches!(opening.open, Open::Stream { .. });
+    let for_agents = !matches!(opening.open, Open::Stream { .. } | Open::DirtyRate { .. });
     let allowed = if for_agents { who.starts_with(AGENT) } else { who.starts_with(PLATFORM) };
     if !allowed {
         return refused(format!("{who} may not ask this"));
@@ -106,6 +107,10 @@ async fn open(agent: &NodeAgent, who: &str, opening: Opening) -> (Opened, Option
         Open::Memory { migration_uid, target } => {
             incoming(agent, &migration_uid, &target, SOCKET_MEMORY_IN).await
         }
+        Open::DirtyRate { vm_uid, seconds } => match dirty_rate(agent, &vm_uid, seconds).await {
+            Ok(bytes_s) => (Opened::DirtyRate { bytes_s }, None),
+            Err(why) => refused(why),
+        },
         Open::Stream { vm_uid, kind } => to_guest(agent, &vm_uid, kind).await,
     }
 }
@@ -127,6 +132,40 @@ async fn seed(agent: &NodeAgent, who: &str, uid: &str, source: &Id) -> Result<Se
         Ok((Answer::Seed(files), _)) => Ok(files),
         Ok(_) => Err("the launcher answered something else to Seed".to_owned()),
         Err(error) => Err(chain(&error)),
+    }
+}
+
+/// Longest wait beyond the time of a measurement.
+const MEASURED_LATE: Duration = Duration::from_secs(3);
+
+/// Has QEMU measure how fast a guest dirties memory.
+async fn dirty_rate(agent: &NodeAgent, vm_uid: &str, seconds: u32) -> Result<i64, String> {
+    let launcher = agent.active_launcher(vm_uid);
+    let launcher =
+        launcher.ok_or_else(|| format!("VM {vm_uid} does not run on node {}", agent.config.node))?;
+    let ask = async |measure_s: Option<u32>| match launcher
+        .conversation
+        .ask(Request::DirtyRate { measure_s }, &[], PROMPT)
+        .await
+    {
+        Ok((Answer::DirtyRate { bytes_s }, _)) => Ok(bytes_s),
+        Ok((Answer::Refused { why }, _)) => Err(why),
+        Ok(_) => Err("the launcher answered something else to DirtyRate".to_owned()),
+        Err(error) => Err(chain(&error)),
+    };
+    let seconds = seconds.clamp(1, 60);
+    ask(Some(seconds)).await?;
+    let took = Duration::from_secs(seconds.into());
+    let latest = tokio::time::Instant::now() + took + MEASURED_LATE;
+    tokio::time::sleep(took).await;
+    loop {
+        if let Some(rate) = ask(None).await? {
+            return Ok(rate);
+        }
+        if tokio::time::Instant::now() >= latest {
+            return Err(format!("QEMU measured for more than {seconds} s"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -22,6 +22,10 @@ pub struct DrainPlanArgs {
     /// How the plan is printed
     #[arg(long, short = 'o')]
     output: Option<Output>,
+    /// Have QEMU measure for so many seconds (1 to 10) how fast each guest writes to its memory
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+        value_parser = clap::value_parser!(u32).range(1..=10))]
+    measure: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,7 +40,8 @@ pub async fn run(flags: &ConnectionFlags, args: &DrainPlanArgs) -> Result<ExitCo
     if node.is_empty() || !node.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.') {
         bail!("{node:?} is no name of a node");
     }
-    let request = http::Request::get(format!("{PATH}/{node}/drainplan")).body(Vec::new())?;
+    let query = args.measure.map(|seconds| format!("?measure={seconds}")).unwrap_or_default();
+    let request = http::Request::get(format!("{PATH}/{node}/drainplan{query}")).body(Vec::new())?;
     let text = client.request_text(request).await.map_err(plain)?;
     let plan: DrainPlan =
         serde_json::from_str(&text).context("the API server's answer is not a plan this d8 understands")?;

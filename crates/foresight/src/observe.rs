@@ -6,7 +6,7 @@ use holdfast_api::VirtualMachine;
 use holdfast_api::engine::{Instance, Migration};
 use holdfast_kubelith_loops::forecast::Objects;
 use kube::api::ListParams;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 
 /// Everything the plan of a drain depends on.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +23,21 @@ pub struct Observed {
     pub migrations: Vec<Migration>,
     /// Measured rates at which guests dirty memory, bytes a second, by uid of the Instance.
     pub dirty: BTreeMap<String, i64>,
+}
+
+impl Observed {
+    /// Instances whose guests run on the node: namespace, name, uid.
+    #[must_use]
+    pub fn residents(&self) -> Vec<(String, String, String)> {
+        let here = |instance: &&Instance| {
+            let claim = instance.status.as_ref().and_then(|status| status.claim.as_ref());
+            claim.is_some_and(|claim| claim.node == self.node)
+        };
+        let name = |i: &Instance| {
+            (i.namespace().unwrap_or_default(), i.name_any(), i.metadata.uid.clone().unwrap_or_default())
+        };
+        self.instances.iter().filter(here).map(name).collect()
+    }
 }
 
 /// Reads everything; `None` if there is no such node.

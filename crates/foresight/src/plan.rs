@@ -7,7 +7,7 @@ use holdfast_api::drain_plan::{Blocked, DrainPlan, Limits, NodeRefusal, PlannedM
 use holdfast_api::engine::{
     EvictionRule, Instance, InstanceState, Migration, MigrationReason, MigrationState,
 };
-use holdfast_api::names::label;
+use holdfast_api::names::{label, object};
 use holdfast_controllers::engine::migration::target_pod;
 use holdfast_controllers::engine::slots;
 use holdfast_domain::eviction::{self, Decision};
@@ -213,7 +213,7 @@ impl<'a> Draft<'a> {
         migration.spec.reason = MigrationReason::Drain;
         migration.metadata.uid =
             Some(format!("drain-{}", instance.metadata.uid.as_deref().unwrap_or_default()));
-        let mut pod = target_pod::build(instance, &migration, &self.o.node, env!("CARGO_PKG_VERSION"));
+        let mut pod = target_pod::build(instance, &migration, &self.o.node, object::LAUNCHER_IMAGE);
         pod.metadata.uid.clone_from(&migration.metadata.uid);
         pod
     }

@@ -17,7 +17,7 @@ use crate::{OVERHEAD_S, Observed, plan};
 const GIB: i64 = 1 << 30;
 
 fn node(name: &str, memory: &str, spec: Value) -> Node {
-    let amount = json!({"cpu": "32", "memory": memory, "pods": "110"});
+    let amount = json!({"cpu": "32", "memory": memory, "pods": "110", "ephemeral-storage": "100Gi"});
     let ready =
         json!({"type": "Ready", "status": "True", "lastHeartbeatTime": null, "lastTransitionTime": null});
     serde_json::from_value(json!({

@@ -30,6 +30,9 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// Said of an agent that does not keep to the protocol.
+const MISFIT: &str = "the agent gave an answer that does not fit the question";
+
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -81,36 +84,57 @@ impl Dialer {
         };
         let address = SocketAddr::new(address, self.port);
         let unreachable = |why: String| Error::Unreachable { node: target.node.clone(), address, why };
-        match tokio::time::timeout(TIMEOUT, self.converse(target, address, kind)).await {
-            Err(_) => Err(unreachable(format!("no answer within {TIMEOUT:?}"))),
-            Ok(Err(error)) => Err(unreachable(format!("{error:#}"))),
-            Ok(Ok((_, Some(why)))) => Err(Error::Refused { node: target.node.clone(), why }),
-            Ok(Ok((stream, None))) => Ok(stream),
+        let open = Open::Stream { vm_uid: target.instance_uid.clone(), kind };
+        match self.ask(target, open, TIMEOUT).await? {
+            (stream, Opened::Stream) => Ok(stream),
+            _ => Err(unreachable(MISFIT.to_owned())),
         }
     }
 
-    /// The stream, and why the agent refused if it did.
+    /// Has the VM's memory measured for so many seconds; bytes a second that its guest dirties.
+    pub(crate) async fn dirty_rate(&self, target: &Target, seconds: u32) -> Result<i64, Error> {
+        let open = Open::DirtyRate { vm_uid: target.instance_uid.clone(), seconds };
+        let limit = TIMEOUT * 2 + Duration::from_secs(seconds.into());
+        match self.ask(target, open, limit).await? {
+            (_, Opened::DirtyRate { bytes_s }) => Ok(bytes_s),
+            _ => Err(Error::Refused { node: target.node.clone(), why: MISFIT.to_owned() }),
+        }
+    }
+
+    /// The agent's answer, and the connection it came over.
+    async fn ask(
+        &self,
+        target: &Target,
+        open: Open,
+        limit: Duration,
+    ) -> Result<(TlsStream<TcpStream>, Opened), Error> {
+        let Some(address) = target.address else {
+            return Err(Error::NoAddress { node: target.node.clone() });
+        };
+        let address = SocketAddr::new(address, self.port);
+        let unreachable = |why: String| Error::Unreachable { node: target.node.clone(), address, why };
+        match tokio::time::timeout(limit, self.converse(target, address, open)).await {
+            Err(_) => Err(unreachable(format!("no answer within {limit:?}"))),
+            Ok(Err(error)) => Err(unreachable(format!("{error:#}"))),
+            Ok(Ok((_, Opened::Refused { why }))) => Err(Error::Refused { node: target.node.clone(), why }),
+            Ok(Ok(answered)) => Ok(answered),
+        }
+    }
+
     async fn converse(
         &self,
         target: &Target,
         address: SocketAddr,
-        kind: StreamTo,
-    ) -> anyhow::Result<(TlsStream<TcpStream>, Option<String>)> {
+        open: Open,
+    ) -> anyhow::Result<(TlsStream<TcpStream>, Opened)> {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         // An agent's certificate bears its node's name.
         let name = ServerName::try_from(target.node.clone()).context("the node's name is no DNS name")?;
         let mut stream = self.tls.connect(name, tcp).await?;
-        let opening =
-            Opening { v: VERSION, open: Open::Stream { vm_uid: target.instance_uid.clone(), kind } };
-        frame::write(&mut stream, &opening).await?;
-        match frame::read::<Opened>(&mut stream).await? {
-            Some(Opened::Stream) => Ok((stream, None)),
-            Some(Opened::Refused { why }) => Ok((stream, Some(why))),
-            Some(Opened::Done | Opened::Records(_) | Opened::Seed(_)) => {
-                anyhow::bail!("the agent gave an answer that does not fit the question")
-            }
-            None => anyhow::bail!("the agent closed the connection without an answer"),
-        }
+        frame::write(&mut stream, &Opening { v: VERSION, open }).await?;
+        let answer = frame::read::<Opened>(&mut stream).await?;
+        let answer = answer.context("the agent closed the connection without an answer")?;
+        Ok((stream, answer))
     }
 }

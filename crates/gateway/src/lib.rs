@@ -69,6 +69,18 @@ impl Gateway {
         Ok(Arc::new(Self { lookup, dialer: agent::Dialer::new(tls)?, sessions: Arc::default() }))
     }
 
+    /// Has QEMU measure for so many seconds how fast the guest of a VM dirties memory; bytes a second.
+    ///
+    /// # Errors
+    /// When the VM does not run, or nobody can measure it; a sentence.
+    pub async fn dirty_rate(&self, namespace: &str, name: &str, seconds: u32) -> Result<i64, String> {
+        let target = self.lookup.find(namespace, name).await.map_err(|status| status.message)?;
+        if !target.is_running {
+            return Err(format!("its phase is {}", target.phase));
+        }
+        self.dialer.dirty_rate(&target, seconds).await.map_err(|error| error.to_string())
+    }
+
     /// Answers one request below the group-version. A successful one is answered with 101 and goes on
     /// as a WebSocket in a task of its own; the connection must have been served with upgrades enabled.
     pub async fn handle<B: Send + 'static>(

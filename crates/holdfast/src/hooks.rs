@@ -44,7 +44,10 @@ pub async fn gateway(home: &Home, facts: &Facts) -> anyhow::Result<Aggregated> {
         let (gateway, facts, planner) = (Arc::clone(&gateway), Arc::clone(&facts), planner.clone());
         Box::pin(async move {
             let answer: Answer = match Place::of(request.uri().path()) {
-                Some(place) => place.answer(request.method(), &facts, &planner).await,
+                Some(Place::DrainPlan(node)) if *request.method() == Method::GET => {
+                    drain_plan(&planner, &gateway, &node, measure(request.uri().query())).await
+                }
+                Some(place) => place.answer(request.method(), &facts).await,
                 None => {
                     let user = holdfast_gateway::User { name: user.name, groups: user.groups };
                     gateway.handle(request, user).await
@@ -83,7 +86,7 @@ impl Place {
         }
     }
 
-    async fn answer(&self, method: &Method, facts: &Facts, planner: &Client) -> Answer {
+    async fn answer(&self, method: &Method, facts: &Facts) -> Answer {
         if *method != Method::GET {
             return refusal(&Status::method_not_allowed());
         }
@@ -93,7 +96,7 @@ impl Place {
                 Ok(node) => metrics::agent(facts, node.address.into()),
                 Err(_) => return refusal(&no_node(name)),
             },
-            Self::DrainPlan(name) => return drain_plan(planner, name).await,
+            Self::DrainPlan(_) => return refusal(&Status::method_not_allowed()),
         };
         match metrics::fetch(address).await {
             Ok(page) => answer(StatusCode::OK, metrics::CONTENT_TYPE, page),
@@ -109,9 +112,30 @@ fn no_node(name: &str) -> Status {
     Status::not_found(&GroupResource::new("", "nodes"), name)
 }
 
-async fn drain_plan(planner: &Client, node: &str) -> Answer {
+/// Longest measurement that is asked for, seconds.
+const MEASURE_MAX_S: u32 = 10;
+
+/// `measure=SECONDS` of a query.
+fn measure(query: Option<&str>) -> Option<u32> {
+    let value = query?.split('&').find_map(|pair| pair.strip_prefix("measure="))?;
+    Some(value.parse::<u32>().ok()?.clamp(1, MEASURE_MAX_S))
+}
+
+async fn drain_plan(planner: &Client, gateway: &Gateway, node: &str, measured_s: Option<u32>) -> Answer {
     match holdfast_foresight::observe(planner, node).await {
-        Ok(Some(observed)) => {
+        Ok(Some(mut observed)) => {
+            if let Some(seconds) = measured_s {
+                let all = observed.residents().into_iter().map(|(namespace, name, uid)| async move {
+                    match gateway.dirty_rate(&namespace, &name, seconds).await {
+                        Ok(rate) => Some((uid, rate)),
+                        Err(error) => {
+                            tracing::info!(namespace, name, error, "the dirty rate could not be measured");
+                            None
+                        }
+                    }
+                });
+                observed.dirty = futures::future::join_all(all).await.into_iter().flatten().collect();
+            }
             let plan = holdfast_foresight::plan(&observed);
             let text = serde_json::to_string(&plan).expect("invariant: a plan is JSON");
             answer(StatusCode::OK, "application/json", text)
@@ -136,6 +160,20 @@ fn refusal(status: &Status) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn measurements_are_bounded() {
+        for (query, want) in [
+            (None, None),
+            (Some("a=b"), None),
+            (Some("measure=x"), None),
+            (Some("a=b&measure=3"), Some(3)),
+            (Some("measure=0"), Some(1)),
+            (Some("measure=600"), Some(MEASURE_MAX_S)),
+        ] {
+            assert_eq!(measure(query), want, "{query:?}");
+        }
+    }
 
     #[test]
     fn paths_are_read() {

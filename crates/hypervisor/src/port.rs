@@ -87,6 +87,10 @@ pub trait Machine: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), QmpError>> + Send;
     /// Either side: how the move stands.
     fn migration(&self) -> impl Future<Output = Result<MigrationInfo, QmpError>> + Send;
+    /// Begins to measure how fast the guest dirties memory, for 1 to 60 seconds. The guest goes on.
+    fn measure_dirty_rate(&self, seconds: u32) -> impl Future<Output = Result<(), QmpError>> + Send;
+    /// What the last measurement found, bytes a second; `None` while it goes on.
+    fn dirty_rate(&self) -> impl Future<Output = Result<Option<u64>, QmpError>> + Send;
 }
 
 /// Settings of one outgoing move.

@@ -368,6 +368,21 @@ impl Machine for QemuMachine {
         let reply = self.monitor.execute_within("query-migrate", Value::Null, limit).await?;
         Ok(migration_info(&reply))
     }
+
+    async fn measure_dirty_rate(&self, seconds: u32) -> Result<(), QmpError> {
+        self.tell("calc-dirty-rate", json!({ "calc-time": seconds })).await
+    }
+
+    async fn dirty_rate(&self) -> Result<Option<u64>, QmpError> {
+        let reply = self.execute("query-dirty-rate", Value::Null).await?;
+        Ok(dirty_rate(&reply))
+    }
+}
+
+/// QEMU tells the rate in MiB a second, and only once it is measured.
+fn dirty_rate(reply: &Value) -> Option<u64> {
+    let measured = reply.get("status").and_then(Value::as_str) == Some("measured");
+    measured.then(|| reply.get("dirty-rate").and_then(Value::as_u64).unwrap_or_default() << 20)
 }
 
 fn migration_info(reply: &Value) -> MigrationInfo {

@@ -78,6 +78,8 @@ impl Phase {
             Request::OpenStream(_) => deny("the VM has no console now: QEMU does not run"),
             Request::Seed if self.has_machine() => Verdict::Act,
             Request::Seed => deny("no machine was prepared here"),
+            Request::DirtyRate { .. } if *self == Phase::Running => Verdict::Act,
+            Request::DirtyRate { .. } => deny("the guest does not run undisturbed now"),
             Request::Prepare(_) => self.on_prepare(),
             Request::Run => self.on_run(),
             Request::Stop { .. } => self.on_stop(),
@@ -230,6 +232,7 @@ mod tests {
             ("Settle", Request::Settle { migration_uid: uid(), verdict: Word::NeverContinued }),
             ("SetLimits", Request::SetLimits { migration_uid: uid(), config }),
             ("Seed", Request::Seed),
+            ("DirtyRate", Request::DirtyRate { measure_s: Some(1) }),
             ("OpenStream", Request::OpenStream(StreamKind::Serial)),
         ]
     }

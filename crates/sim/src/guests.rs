@@ -224,6 +224,12 @@ impl Machine for Guest {
     async fn migration(&self) -> Result<MigrationInfo, QmpError> {
         self.machine.migration().await
     }
+    async fn measure_dirty_rate(&self, seconds: u32) -> Result<(), QmpError> {
+        self.machine.measure_dirty_rate(seconds).await
+    }
+    async fn dirty_rate(&self) -> Result<Option<u64>, QmpError> {
+        self.machine.dirty_rate().await
+    }
 }
 
 /// The machine around a simulated launcher.

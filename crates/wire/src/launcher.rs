@@ -143,6 +143,12 @@ pub enum Request {
     /// The provisioning files QEMU was prepared with, for the target of a move: their source may have been
     /// edited since. Answer: [`Answer::Seed`].
     Seed,
+    /// How fast the guest dirties memory. With a time: begin to measure for so long. Answer:
+    /// [`Answer::DirtyRate`]. Asked only when somebody wants to know: a launcher of an older build hangs up.
+    DirtyRate {
+        /// Seconds, 1 to 60; none asks for what the last measurement found.
+        measure_s: Option<u32>,
+    },
     /// A byte stream to the guest. The answer carries one end of a socket pair as its descriptor.
     OpenStream(StreamKind),
 }
@@ -242,6 +248,11 @@ pub enum Answer {
     Stream,
     /// To Seed; empty when the machine has no provisioning disk.
     Seed(SeedFiles),
+    /// To DirtyRate.
+    DirtyRate {
+        /// Bytes a second; none while it is being measured.
+        bytes_s: Option<i64>,
+    },
     /// It is not done and will not be; `why` is a sentence for people.
     Refused {
         /// What stood against it.

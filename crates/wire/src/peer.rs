@@ -52,6 +52,13 @@ pub enum Open {
         /// The source launcher.
         source: Id,
     },
+    /// Gateway: measure how fast a guest on this node dirties memory; answered with [`Opened::DirtyRate`].
+    DirtyRate {
+        /// `metadata.uid` of the Instance.
+        vm_uid: String,
+        /// How long, 1 to 60.
+        seconds: u32,
+    },
     /// Gateway: a byte stream to a guest on this node.
     Stream {
         /// `metadata.uid` of the Instance.
@@ -96,6 +103,11 @@ pub enum Opened {
     Records(Records),
     /// To Seed.
     Seed(SeedFiles),
+    /// To DirtyRate.
+    DirtyRate {
+        /// Bytes a second.
+        bytes_s: i64,
+    },
     /// No; `why` is a sentence for people.
     Refused {
         /// What stood against it.

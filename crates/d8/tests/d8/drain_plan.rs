@@ -31,6 +31,8 @@ async fn the_exit_code_says_whether_the_drain_would_go_through() {
         assert_eq!(ended.code, code, "{ended:?}");
         assert_eq!(serde_json::from_str::<Value>(&ended.stdout).unwrap(), plan(goes_through));
     }
+    let ended = platform.run(&["v", "drain-plan", "n1", "--measure"]).await;
+    assert_eq!(platform.last_query().as_deref(), Some("measure=1"), "{ended:?}");
     for (node, part) in [("n9", "\"n9\" not found"), ("a/b", "is no name of a node")] {
         let ended = platform.run(&["v", "drain-plan", node]).await;
         assert_eq!(ended.code, 1, "{ended:?}");

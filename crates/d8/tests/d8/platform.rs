@@ -52,6 +52,7 @@ pub struct Platform {
     pub home: tempfile::TempDir,
     /// Plans of drains, by the path that asks for them.
     plans: Plans,
+    queried: Arc<Mutex<Option<String>>>,
     server: Server,
 }
 
@@ -67,9 +68,12 @@ impl Platform {
             Gateway::new(late.clone(), &authority.issue(home.path(), "gateway")).expect("a gateway");
         let plans = Plans::default();
         let shown = plans.clone();
+        let queried = Arc::<Mutex<Option<String>>>::default();
+        let query = queried.clone();
         let handler: Handler = Arc::new(move |request, user| {
             let gateway = gateway.clone();
             let path = request.uri().path().to_owned();
+            *query.lock().unwrap() = request.uri().query().map(str::to_owned);
             let plan = shown.lock().unwrap().get(&path).cloned();
             Box::pin(async move {
                 if let Some(plan) = plan {
@@ -98,11 +102,16 @@ impl Platform {
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         let client = Client::try_from(config).unwrap();
         assert!(late.0.set(Cluster(client.clone())).is_ok());
-        let platform = Self { client, home, plans, server };
+        let platform = Self { client, home, plans, queried, server };
         let node = json!({"metadata": {"name": NODE}, "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
         let nodes: Api<Node> = Api::all(platform.client.clone());
         nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.expect("a node");
         platform
+    }
+
+    /// The query of the last request for a subresource.
+    pub fn last_query(&self) -> Option<String> {
+        self.queried.lock().unwrap().clone()
     }
 
     /// From now on this is the plan of a drain of the node.

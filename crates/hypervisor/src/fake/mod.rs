@@ -614,4 +614,12 @@ impl Machine for FakeMachine {
             downtime_ms: (m.migration == MigrationStatus::Completed).then_some(1),
         })
     }
+
+    async fn measure_dirty_rate(&self, _seconds: u32) -> Result<(), QmpError> {
+        self.model("calc-dirty-rate", |_| ())
+    }
+
+    async fn dirty_rate(&self) -> Result<Option<u64>, QmpError> {
+        self.model("query-dirty-rate", |m| Some(m.dirty_bytes_s))
+    }
 }

@@ -261,6 +261,10 @@ impl<H: Hypervisor> Driver<H> {
                 let files = self.prepared.as_ref().map(|p| p.seed_files.clone()).unwrap_or_default();
                 return self.answer(number, seq, Answer::Seed(files));
             }
+            Request::DirtyRate { measure_s } => {
+                let answer = self.dirty_rate(measure_s).await;
+                return self.answer(number, seq, answer);
+            }
             Request::Run => self.run_guest().await,
             Request::Stop { grace_s, why } => {
                 self.stop(grace_s, why).await;

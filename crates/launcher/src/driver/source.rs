@@ -8,8 +8,8 @@ use holdfast_hypervisor::port::{
     Hypervisor, Machine, MigrateParams, MigrationInfo, MigrationStatus, RunState,
 };
 use holdfast_wire::launcher::{
-    Cause, Control, Event, MoveConfig, MoveProgress, MoveStage, SOCKET_CONTROL_OUT, SOCKET_MEMORY_OUT,
-    Verdict,
+    Answer, Cause, Control, Event, MoveConfig, MoveProgress, MoveStage, SOCKET_CONTROL_OUT,
+    SOCKET_MEMORY_OUT, Verdict,
 };
 use tokio::time::Instant;
 
@@ -388,6 +388,23 @@ impl<H: Hypervisor> Driver<H> {
         };
         let event = event.clone();
         self.agents.tell(&Event::Migration(event));
+    }
+
+    /// Begins a measurement, or tells what the last one found.
+    pub(super) async fn dirty_rate(&self, measure_s: Option<u32>) -> Answer {
+        let Some(machine) = self.machine.clone() else {
+            return Answer::Refused { why: "QEMU does not run".to_owned() };
+        };
+        let rate = match measure_s {
+            Some(seconds) => machine.measure_dirty_rate(seconds.clamp(1, 60)).await.map(|()| None),
+            None => machine.dirty_rate().await,
+        };
+        match rate {
+            Ok(rate) => {
+                Answer::DirtyRate { bytes_s: rate.map(|rate| i64::try_from(rate).unwrap_or(i64::MAX)) }
+            }
+            Err(error) => Answer::Refused { why: error.to_string() },
+        }
     }
 
     async fn read_downtime(&mut self, uid: &str) {

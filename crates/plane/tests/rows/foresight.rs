@@ -34,6 +34,8 @@ fn a_drain_does_what_its_plan_said() {
         world.vm("stuck", json!({"runPolicy": "AlwaysOnUnlessStoppedManually"})).await;
         world.phase("stuck", VmPhase::Running).await;
         world.cordon_all(false).await;
+        // The node loop takes the cordons' taints away.
+        world.pass(2).await;
 
         let before = world.plan_of("n1").await;
         assert!(!before.goes_through && !before.cordoned, "{before:?}");
@@ -63,6 +65,7 @@ fn a_drain_does_what_its_plan_said() {
 
         // Nowhere left: n1 is cordoned still, n2 is now.
         world.cordon("n2", true).await;
+        world.pass(2).await;
         let none = world.plan_of("n3").await;
         assert!(none.moves.is_empty(), "{none:?}");
         let helps = |plan: &DrainPlan, cure: &str| {
