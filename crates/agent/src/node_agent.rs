@@ -124,6 +124,9 @@ impl NodeAgent {
 
     /// A launcher connected, or said something new.
     pub fn connect(&self, launcher: Connected) {
+        if let Some(event) = &launcher.state.migration {
+            crate::metrics::note(self, &launcher.id.instance_uid, event);
+        }
         self.connected.lock().insert(launcher.id.pod_uid.clone(), launcher);
     }
 

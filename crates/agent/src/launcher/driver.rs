@@ -286,9 +286,6 @@ impl Driver {
     }
 
     fn take_in(&self, event: Event, conversation: &Arc<Conversation>) {
-        if let Event::Migration(event) = &event {
-            crate::metrics::note(&self.agent, &conversation.id().instance_uid, event);
-        }
         self.facts.send_modify(|facts| match event {
             Event::State(state) => facts.state = state,
             Event::Migration(migration) => facts.state.migration = Some(migration),
