@@ -64,6 +64,15 @@ pub fn unfinished(world: &World) -> Vec<String> {
         }
     }
     let open = nodes.iter().filter(|node| node["spec"]["unschedulable"] != Value::Bool(true)).count();
+    let maintenances = objects(world, "nodemaintenance.medik8s.io", "nodemaintenances");
+    left.extend(maintenances.iter().filter_map(|maintenance| maintenance_unfinished(maintenance, open)));
+    for node in &nodes {
+        let name = text(node, "/metadata/name");
+        let label = &node["metadata"]["labels"]["remediation.medik8s.io/exclude-from-remediation"];
+        if !label.is_null() && maintenances.iter().all(|m| text(m, "/spec/nodeName") != name) {
+            left.push(format!("{name} is kept closed by a maintenance that does not exist"));
+        }
+    }
     let mut runs: BTreeMap<String, u32> = BTreeMap::new();
     for (run_dir, _) in world.machines.executing() {
         let vm = world.vm_of_pod.get(crate::start::pod_of(&run_dir)).cloned().unwrap_or_default();
@@ -87,6 +96,18 @@ pub fn unfinished(world: &World) -> Vec<String> {
         }
     }
     left
+}
+
+fn maintenance_unfinished(maintenance: &Value, open_nodes: usize) -> Option<String> {
+    let name = text(maintenance, "/metadata/name");
+    if !maintenance["metadata"]["deletionTimestamp"].is_null() {
+        return Some(format!("the maintenance of {name} is being deleted"));
+    }
+    let phase = text(maintenance, "/status/phase");
+    let ended = phase == "Succeeded" || open_nodes == 0;
+    (!ended).then(|| {
+        format!("the maintenance of {name} is {phase:?}: {}", text(maintenance, "/status/lastError"))
+    })
 }
 
 fn on_node(world: &World, run_dir: &std::path::Path, node: &str) -> bool {

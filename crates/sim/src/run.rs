@@ -215,6 +215,12 @@ impl History<'_> {
         let nodes: Vec<String> = self.world.nodes.keys().map(ToString::to_string).collect();
         // A drain that is still wanted goes on: it must end.
         let wanted: BTreeSet<String> = self.world.drains.values().cloned().collect();
+        if self.swarm.doings.contains(&Doing::Maintain) {
+            // One maintenance may last, unless a drain is to end as well.
+            for node in nodes.iter().skip(usize::from(wanted.is_empty())) {
+                user::act(&mut self.world, Action::EndMaintenance { node: node.clone() });
+            }
+        }
         for node in nodes.into_iter().filter(|node| !wanted.contains(node)) {
             user::act(&mut self.world, Action::Uncordon { node });
         }
@@ -320,6 +326,13 @@ impl History<'_> {
                 0 => Action::CallOff { node },
                 _ => Action::Uncordon { node },
             }),
+            Doing::Maintain => {
+                let begin = self.world.dice.happens(500);
+                self.some_node().map(|node| match begin {
+                    true => Action::Maintain { node },
+                    false => Action::EndMaintenance { node },
+                })
+            }
             Doing::Cores => {
                 let cores = 1 + u8::try_from(self.world.dice.below(4)).unwrap_or(0);
                 self.some_vm().map(|vm| Action::Cores { vm, cores })

@@ -24,6 +24,8 @@ pub enum Doing {
     Drain,
     /// Cordons undone.
     Uncordon,
+    /// NodeMaintenances created and deleted.
+    Maintain,
     /// Cores edited.
     Cores,
     /// Placement edited.
@@ -140,6 +142,10 @@ impl Swarm {
         if doings.contains(&Doing::Drain) && !doings.contains(&Doing::Uncordon) {
             // Else soon every node is closed and nothing moves any more.
             doings.push(Doing::Uncordon);
+        }
+        // Drawn apart: histories without them stay what they were.
+        if Dice::new(seed, "maintenances").happens(300) {
+            doings.push(Doing::Maintain);
         }
         // One history in eight has no faults at all: what fails there fails everywhere.
         let share = [0, 100, 150, 200, 250, 300, 400, 600][dice.below(8)];

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use holdfast_api::NodeMaintenance;
+use holdfast_api::maintenance::NodeMaintenanceSpec;
 use holdfast_plane::Identity;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams, PostParams};
@@ -63,6 +65,16 @@ pub enum Action {
         /// Node.
         node: String,
     },
+    /// Creates a NodeMaintenance.
+    Maintain {
+        /// Node.
+        node: String,
+    },
+    /// Deletes it.
+    EndMaintenance {
+        /// Node.
+        node: String,
+    },
     /// Edits the number of cores.
     Cores {
         /// Name of the VM.
@@ -89,6 +101,8 @@ impl std::fmt::Display for Action {
             Self::Drain { node } => write!(f, "drains {node}"),
             Self::CallOff { node } => write!(f, "Ctrl+C on the drain of {node}"),
             Self::Uncordon { node } => write!(f, "uncordons {node}"),
+            Self::Maintain { node } => write!(f, "puts {node} into maintenance"),
+            Self::EndMaintenance { node } => write!(f, "ends the maintenance of {node}"),
             Self::Cores { vm, cores } => write!(f, "gives {vm} {cores} cores"),
             Self::Pin { vm, node } => write!(f, "pins {vm} to {node:?}"),
         }
@@ -142,6 +156,11 @@ fn api(client: &Client, kind: &str) -> Api<DynamicObject> {
     Api::namespaced_with(client.clone(), NAMESPACE, &ApiResource::from_gvk(&gvk))
 }
 
+/// Named after their nodes.
+fn maintenances(client: &Client) -> Api<NodeMaintenance> {
+    Api::all(client.clone())
+}
+
 async fn create(client: &Client, kind: &str, name: &str, spec: Value) -> kube::Result<()> {
     let value = json!({
         "apiVersion": "virtualization.deckhouse.io/v1alpha2", "kind": kind,
@@ -180,6 +199,14 @@ async fn once(client: &Client, action: &Action) -> kube::Result<()> {
         Action::Drain { node } => drain(client, node).await,
         Action::CallOff { .. } => Ok(()),
         Action::Uncordon { node } => cordon(client, node, false).await,
+        Action::Maintain { node } => {
+            let spec = NodeMaintenanceSpec { node_name: node.clone(), reason: None };
+            let object = NodeMaintenance::new(node, spec);
+            maintenances(client).create(&PostParams::default(), &object).await.map(drop)
+        }
+        Action::EndMaintenance { node } => {
+            maintenances(client).delete(node, &DeleteParams::default()).await.map(drop)
+        }
         Action::Cores { vm, cores } => edit(client, vm, json!({"cpu": {"cores": cores}})).await,
         Action::Pin { vm, node } => {
             let selector = match node {
