@@ -9,7 +9,7 @@ use holdfast_e2e::{Home, manifests, wait_for};
 use crate::support::*;
 
 /// Starts the VMs on one node, the only one that is open meanwhile, and gives its name.
-fn gather(home: &Home, names: &[&str], others: &[&str]) -> Result<String> {
+pub fn gather(home: &Home, names: &[&str], others: &[&str]) -> Result<String> {
     let node = "virtlab-pt-1";
     for other in others {
         home.k(&["cordon", other])?;
@@ -70,7 +70,7 @@ fn drain_empties_a_node_one_move_at_a_time() -> Result<()> {
 }
 
 /// Pods that are none of ours, on a node: one of each kind of controller.
-fn other_pods(home: &Home, node: &str, kinds: &[&str]) -> Result<()> {
+pub fn other_pods(home: &Home, node: &str, kinds: &[&str]) -> Result<()> {
     home.k(&["create", "configmap", "owner"])?;
     let uid = home.field("configmap owner", "/metadata/uid");
     for kind in kinds {

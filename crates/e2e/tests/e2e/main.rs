@@ -7,6 +7,7 @@ mod drain;
 mod evictions;
 mod firmware;
 mod first_light;
+mod maintenance;
 mod migration;
 mod power;
 mod queue;
