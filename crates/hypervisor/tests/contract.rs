@@ -38,6 +38,8 @@ trait Subject: Hypervisor {
     fn guest(&self, run_dir: &Path, action: Guest) -> impl Future<Output = ()>;
     /// Waits until the guest reacts to its power button; keeps its console open.
     fn guest_is_up(&self, run_dir: &Path) -> impl Future<Output = Option<UnixStream>>;
+    /// Waits until the guest writes its memory faster than [`SLOW`] copies it; keeps its console open.
+    fn guest_writes(&self, run_dir: &Path) -> impl Future<Output = Option<UnixStream>>;
 }
 
 impl Subject for Fake {
@@ -51,6 +53,10 @@ impl Subject for Fake {
         }
     }
     async fn guest_is_up(&self, _: &Path) -> Option<UnixStream> {
+        None
+    }
+    async fn guest_writes(&self, run_dir: &Path) -> Option<UnixStream> {
+        self.guest_dirties(run_dir, 80 << 20);
         None
     }
 }
@@ -76,6 +82,9 @@ impl Subject for Qemu {
             timeout_at(deadline, console.read_exact(&mut byte)).await.expect("the guest is silent").unwrap();
         }
         Some(console)
+    }
+    async fn guest_writes(&self, run_dir: &Path) -> Option<UnixStream> {
+        self.guest_is_up(run_dir).await
     }
 }
 
@@ -131,6 +140,7 @@ impl Disks {
 /// A bandwidth at which everything is copied at once, and one at which copying does not end.
 const FAST: u64 = 625_000_000;
 const CRAWL: u64 = 20_000;
+const SLOW: u64 = 2 << 20;
 
 fn params(bandwidth: u64) -> MigrateParams {
     MigrateParams { bandwidth, downtime_ms: 100, auto_converge: false }
@@ -397,6 +407,31 @@ async fn another_machine_type_is_refused<S: Subject>(s: S) {
     source.becomes(RunState::Running).await;
 }
 
+async fn memory_that_is_written_is_copied_again<S: Subject>(s: S) {
+    let disks = Disks::new();
+    let (mut source, target) = pair(&s, &disks.definition()).await;
+    let _console = s.guest_writes(source.dir.path()).await;
+    source.machine.migrate_out(&target.socket(), &params(SLOW)).await.unwrap();
+    for pass in 1..=4 {
+        source.sees("pass", |e| matches!(e, Event::MigrationPass(n) if *n == pass)).await;
+    }
+    // QEMU works its figure out once in a second.
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let info = source.machine.migration().await.unwrap();
+        assert!(info.status == MigrationStatus::Active && info.throttle_pct == 0, "{info:?}");
+        if info.dirty_bytes_per_s > 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{info:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!source.seen.contains(&Event::Migration(MigrationStatus::PreSwitchover)), "{:?}", source.seen);
+    // A guest that stands still writes nothing.
+    source.machine.pause().await.unwrap();
+    source.migration(MigrationStatus::PreSwitchover).await;
+}
+
 fn on_a_link() -> Fake {
     let fake = Fake::create();
     fake.set_link(1 << 30, Duration::from_millis(20));
@@ -462,3 +497,16 @@ contract!(
     source_dies_while_copying,
     another_machine_type_is_refused,
 );
+
+/// Memory of the plain fake is copied at once, so this holds for the other two only.
+mod on_slow_links {
+    #[tokio::test]
+    async fn qemu_copies_again() {
+        super::memory_that_is_written_is_copied_again(<super::Qemu as super::Subject>::create()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_fake_copies_again() {
+        super::memory_that_is_written_is_copied_again(super::on_a_link()).await;
+    }
+}

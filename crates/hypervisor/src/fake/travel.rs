@@ -119,7 +119,9 @@ fn step(world: &mut World, pid: u32) -> Option<Duration> {
         return Some(SLICE);
     }
     let source = world.machines.get_mut(&pid)?;
-    let (dirty, memory) = (source.dirty_bytes_s, source.memory_bytes);
+    // A guest that stands still writes nothing.
+    let dirty = if source.state == RunState::Running { source.dirty_bytes_s } else { 0 };
+    let memory = source.memory_bytes;
     let journey = &mut source.journey;
     let rate = link.min(journey.bandwidth);
     if journey.passes == 0 {
