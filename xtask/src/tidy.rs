@@ -1,7 +1,8 @@
 //! `tidy`: the rules of the tree that no compiler knows.
 //!
 //! Crates depend only downwards, as the table in ARCHITECTURE.md says; files stay within a sitting; a module says
-//! what lives in it; `plan` files touch no clock, no client and no randomness (INV-9); no path of a machine is named.
+//! what lives in it; `plan` files touch no clock, no client and no randomness (INV-9); what runs in the
+//! simulation leaves nothing to chance; no path of a machine is named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,6 +27,40 @@ const IMPURE: &[&str] = &[
     "rand::",
     "async fn",
 ];
+
+/// Crates whose code runs in the simulation: one seed must give one history, bit for bit.
+const SIMULATED: &[&str] = &[
+    "agent",
+    "controllers",
+    "domain",
+    "hypervisor",
+    "kubelith",
+    "kubelith-loops",
+    "launcher",
+    "plane",
+    "reconcile",
+    "sim",
+    "wire",
+];
+
+/// What gives two runs of one seed different histories, and what to use instead.
+const CHANCE: &[(&str, &str)] = &[
+    ("use std::time::Instant", "tokio::time::Instant"),
+    ("SystemTime::now", "holdfast_env::now"),
+    ("Timestamp::now", "holdfast_env::now"),
+    ("Utc::now", "holdfast_env::now"),
+    ("rand::random", "holdfast_env::random_u64 or an Entropy"),
+    ("rand::rng", "holdfast_env::random_u64 or an Entropy"),
+    ("new_v4", "holdfast_env::random_u64 or an Entropy"),
+    ("tokio::sync::watch", "holdfast_env::watch, whose receivers wake in order"),
+    ("tokio::sync::broadcast", "holdfast_env::watch"),
+    ("futures::select!", "tokio::select! with `biased;`"),
+    ("HashSet<", "BTreeSet: no hash order may decide"),
+];
+
+/// Files of these crates that run with real sockets and files only.
+const REAL_ONLY: &[&str] =
+    &["crates/kubelith/src/auth/pki.rs", "crates/kubelith/src/http/server.rs", "crates/sim/src/main.rs"];
 
 /// Fails with everything that is not tidy.
 pub fn check() -> Result<()> {
@@ -59,6 +94,29 @@ fn file_problems(path: &str, text: &str, long: &BTreeSet<String>) -> Vec<String>
     if name == "plan.rs" && path.contains("/controllers/") {
         for word in IMPURE.iter().filter(|w| product.contains(**w)) {
             problems.push(format!("{path}: a plan file names {word} (INV-9)"));
+        }
+    }
+    problems.extend(chances(path, product));
+    problems
+}
+
+/// What in a file of the simulated crates lets chance decide.
+fn chances(path: &str, product: &str) -> Vec<String> {
+    let mut problems = Vec::new();
+    let of = path.strip_prefix("crates/").and_then(|rest| rest.split_once("/src/"));
+    let is_test = path.ends_with("tests.rs");
+    if is_test || REAL_ONLY.contains(&path) || !of.is_some_and(|(name, _)| SIMULATED.contains(&name)) {
+        return problems;
+    }
+    for (word, instead) in CHANCE.iter().filter(|(word, _)| product.contains(word)) {
+        problems.push(format!("{path}: names {word}, which no simulation controls: use {instead}"));
+    }
+    let mut lines = product.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let opens = line.ends_with("select! {");
+        if opens && lines.find(|line| !line.starts_with("//")) != Some("biased;") {
+            problems
+                .push(format!("{path}: a select! without `biased;` lets chance decide (docs/simulation.md)"));
         }
     }
     problems
@@ -153,6 +211,17 @@ mod tests {
             let problems = file_problems(&path, &text, &BTreeSet::from([path.clone()]));
             assert!(problems.iter().all(|p| !p.contains("INV-9")), "{problems:?}");
         }
+    }
+
+    #[test]
+    fn what_runs_in_the_simulation_leaves_nothing_to_chance() {
+        let text = "//! A.\nlet x = tokio::select! {\n    // Why.\n    biased;\n    a => {}\n};\n";
+        assert!(file_problems("crates/agent/src/a.rs", text, &BTreeSet::new()).is_empty());
+        let text = text.replace("    biased;\n", "");
+        assert_eq!(file_problems("crates/agent/src/a.rs", &text, &BTreeSet::new()).len(), 1);
+        assert!(file_problems("crates/gateway/src/a.rs", &text, &BTreeSet::new()).is_empty());
+        let text = "//! A.\nuse tokio::sync::watch;\n";
+        assert_eq!(file_problems("crates/launcher/src/a.rs", text, &BTreeSet::new()).len(), 1);
     }
 
     #[test]

@@ -43,15 +43,13 @@ impl World {
         });
     }
 
-    pub(crate) fn carry_out_orders(&mut self) {
-        let hosts: Vec<(Place, Host)> =
-            self.nodes.iter().map(|(name, node)| (name.clone(), node.host.clone())).collect();
-        for (place, host) in hosts {
-            for order in host.take_orders() {
-                start::carry_out(self, &place, order);
-            }
-            self.look_for_ready(&place, &host);
+    /// What processes of a place have ordered or begun to listen at.
+    pub(crate) fn carry_out_orders(&mut self, place: &Place) {
+        let Some(host) = self.nodes.get(place).map(|node| node.host.clone()) else { return };
+        for order in host.take_orders() {
+            start::carry_out(self, place, order);
         }
+        self.look_for_ready(place, &host);
     }
 
     /// A launcher is ready once it listens.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use holdfast_env::watch;
 use holdfast_noderuntime::events::Events;
 use holdfast_noderuntime::image::Image;
 use holdfast_noderuntime::node::{NodeInfo, Timers, keep_alive};
@@ -20,7 +21,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// What a kubelet asks its machine to do.
 #[derive(Clone, Debug)]

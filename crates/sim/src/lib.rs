@@ -10,6 +10,7 @@ pub mod containers;
 pub mod fault;
 pub mod guest_agent;
 pub mod guests;
+pub mod home;
 pub mod kubelet;
 pub mod liveness;
 pub mod mutants;

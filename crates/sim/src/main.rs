@@ -1,5 +1,7 @@
 //! `holdfast-sim`: runs histories of the simulation. See docs/simulation.md.
 
+mod jobs;
+
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -7,7 +9,13 @@ use clap::Parser;
 use holdfast_sim::mutants::MUTANTS;
 use holdfast_sim::run::{Options, Outcome, run};
 use holdfast_sim::shrink;
-use holdfast_sim::trace::{HEADING, Keep};
+use holdfast_sim::trace::{HEADING, Keep, parting};
+
+use crate::jobs::Totals;
+
+// A third of a history's time goes into many small pieces of JSON.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Runs histories of the platform under seeded faults and judges every step.
 #[derive(Parser)]
@@ -15,9 +23,12 @@ struct Arguments {
     /// First seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How many seeds, one after the other.
+    /// How many seeds.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
+    /// How many seeds at a time, each in a process of its own.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
     /// Cut the history off at this step and show the whole trace up to it.
     #[arg(long)]
     until: Option<u64>,
@@ -59,32 +70,47 @@ fn main() -> anyhow::Result<ExitCode> {
     if arguments.mutants {
         return mutants(&arguments);
     }
-    let (mut failed, mut steps, mut moves) = (0, 0, 0);
+    let seeds = arguments.seed..arguments.seed + arguments.seeds;
     let began = Instant::now();
-    for seed in arguments.seed..arguments.seed + arguments.seeds {
-        let options = options(&arguments, seed);
-        let started = Instant::now();
-        let outcome = run(&options)?;
-        let took = started.elapsed().as_secs_f64();
-        let fails = !outcome.violations.is_empty();
-        (steps, moves) = (steps + outcome.steps, moves + outcome.moves);
-        if fails || arguments.until.is_some() {
-            show(&outcome);
+    let totals = if arguments.jobs > 1 {
+        jobs::run(seeds, arguments.jobs)?
+    } else {
+        let mut totals = Totals::default();
+        for seed in seeds {
+            totals += one(&arguments, seed)?;
         }
-        println!("{}", summary(seed, &outcome, took));
-        failed += u64::from(fails);
-        if arguments.twice && run(&options)?.hash != outcome.hash {
+        totals
+    };
+    println!("{}", totals.line(began.elapsed().as_secs_f64()));
+    Ok(if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One seed, and what there is to say about it.
+fn one(arguments: &Arguments, seed: u64) -> anyhow::Result<Totals> {
+    let options = options(arguments, seed);
+    let started = Instant::now();
+    let outcome = run(&options)?;
+    let took = started.elapsed().as_secs_f64();
+    let fails = !outcome.violations.is_empty();
+    if fails || arguments.until.is_some() {
+        show(&outcome, if arguments.until.is_some() { usize::MAX } else { arguments.lines });
+    }
+    println!("{}", summary(seed, &outcome, took));
+    let mut totals =
+        Totals { seeds: 1, steps: outcome.steps, moves: outcome.moves, failed: u64::from(fails) };
+    if arguments.twice {
+        let again = run(&options)?;
+        totals.steps += again.steps;
+        if again.hash != outcome.hash {
             println!("seed {seed}: the second run went another way");
-            failed += 1;
-        }
-        if fails && arguments.shrink {
-            shrink(&options)?;
+            parting(&outcome.lines, &again.lines).into_iter().flatten().for_each(|line| println!("{line}"));
+            totals.failed = 1;
         }
     }
-    #[expect(clippy::cast_precision_loss, reason = "steps are far fewer than 2^52")]
-    let rate = steps as f64 / began.elapsed().as_secs_f64().max(0.001);
-    println!("{} seeds, {steps} steps, {moves} moves, {rate:.0} steps/s, {failed} failed", arguments.seeds);
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if fails && arguments.shrink {
+        shrink(&options)?;
+    }
+    Ok(totals)
 }
 
 fn options(arguments: &Arguments, seed: u64) -> Options {
@@ -94,7 +120,11 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
         nodes: arguments.nodes,
         vms: arguments.vms,
         mutants: arguments.mutant.iter().cloned().collect(),
-        keep: if arguments.until.is_some() { Keep::All } else { Keep::Last(arguments.lines) },
+        keep: match arguments.until {
+            _ if arguments.twice => Keep::Whole,
+            Some(_) => Keep::All,
+            None => Keep::Last(arguments.lines),
+        },
         without: arguments.without.iter().copied().collect(),
         ..Options::of(seed)
     }
@@ -143,14 +173,14 @@ fn mutants(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn show(outcome: &Outcome) {
+fn show(outcome: &Outcome, most: usize) {
     println!(" swarm: {}", outcome.swarm);
     println!("{HEADING}");
     for line in &outcome.story {
         println!("{line}");
     }
     println!(" the last messages:");
-    for line in &outcome.lines {
+    for line in &outcome.lines[outcome.lines.len().saturating_sub(most)..] {
         println!("{line}");
     }
     for violation in &outcome.violations {

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::check::Violation;
 use crate::random::Dice;
 use crate::surroundings::Surroundings;
@@ -11,7 +13,7 @@ use crate::swarm::{Doing, Swarm};
 use crate::trace::{Keep, Trace};
 use crate::user::{self, Action};
 use crate::world::World;
-use crate::{fault, liveness, panics, start};
+use crate::{fault, liveness, panics, process, start};
 
 /// What a history is made of.
 #[derive(Clone, Debug)]
@@ -95,11 +97,16 @@ struct History<'o> {
     names: u64,
 }
 
-/// Runs one history.
+/// One history at a time: numbers of tasks and of open files are counted through the whole OS process.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// Runs one history. A second one on another thread waits for it.
 ///
 /// # Errors
 /// The machine has no room for its files.
 pub fn run(options: &Options) -> std::io::Result<Outcome> {
+    let _alone = ONE.lock();
+    process::align_task_numbers();
     panics::collect();
     let surroundings = Rc::new(Surroundings::new(options.seed, options.mutants.clone()));
     let _installed = holdfast_env::ambient::install(surroundings.clone());

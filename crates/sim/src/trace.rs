@@ -11,8 +11,10 @@ pub enum Keep {
     Hash,
     /// The last lines, as many as given.
     Last(usize),
-    /// Everything.
+    /// Everything a person reads.
     All,
+    /// That and what only the hash holds: to find where two histories part.
+    Whole,
 }
 
 /// The trace of one history.
@@ -45,7 +47,7 @@ impl Trace {
         let room = match self.keep {
             Keep::Hash => return,
             Keep::Last(room) => room,
-            Keep::All => usize::MAX,
+            Keep::All | Keep::Whole => usize::MAX,
         };
         while self.lines.len() >= room {
             self.lines.pop_front();
@@ -69,6 +71,10 @@ impl Trace {
     /// Mixes something into the hash without a line.
     pub fn mix(&mut self, what: &[u8]) {
         what.hash(&mut self.hasher);
+        if self.keep == Keep::Whole {
+            let what = String::from_utf8_lossy(what);
+            self.lines.push_back(format!("{:>8}             wrote {what}", self.step));
+        }
     }
 
     /// The lines kept.
@@ -83,5 +89,40 @@ impl Trace {
     }
 }
 
+/// Where two traces part: the last lines they share, then the first line of each that the other has not.
+#[must_use]
+pub fn parting(one: &[String], other: &[String]) -> Option<Vec<String>> {
+    let mut shared = one.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let (a, b) = (one.get(shared), other.get(shared));
+    if a.is_none() && b.is_none() {
+        return None;
+    }
+    let first = shared.saturating_sub(10);
+    let mut lines: Vec<String> = one[first..shared].iter().map(|line| format!("  {line}")).collect();
+    for _ in 0..5 {
+        lines.extend(one.get(shared).map(|line| format!("1 {line}")));
+        lines.extend(other.get(shared).map(|line| format!("2 {line}")));
+        shared += 1;
+    }
+    Some(lines)
+}
+
 /// Heading of the lines.
 pub const HEADING: &str = "    step        t_s  who                        what";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.chars().map(String::from).collect()
+    }
+
+    #[test]
+    fn two_traces_part_at_the_first_line_that_differs() {
+        assert_eq!(parting(&lines("abc"), &lines("abc")), None);
+        let parted = parting(&lines("abcx"), &lines("abd")).unwrap();
+        assert_eq!(parted, ["  a", "  b", "1 c", "2 d", "1 x"]);
+        assert_eq!(parting(&lines("a"), &lines("ab")).unwrap(), ["  a", "2 b"]);
+    }
+}

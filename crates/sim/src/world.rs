@@ -22,6 +22,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::api::{self, Pieces};
 use crate::check::Checker;
 use crate::fault::Weather;
+use crate::home::Home;
 use crate::kubelet::Host;
 use crate::net::{Kind, Message, Net, PLANE, Party, Place, ProcessId, USERS};
 use crate::peers::{AgentHost, Wires};
@@ -161,8 +162,10 @@ pub struct World {
     pub vm_of_pod: BTreeMap<String, String>,
     /// Run directories of the guests that executed at the last look.
     pub(crate) guests: BTreeSet<PathBuf>,
+    /// Version of the machines at the last look.
+    pub(crate) machines_seen: u64,
     /// Files of this history.
-    pub home: tempfile::TempDir,
+    pub home: Home,
     /// Processes to be run before the step ends.
     pub(crate) dirty: BTreeSet<ProcessId>,
 }
@@ -173,9 +176,7 @@ impl World {
     /// # Errors
     /// No directory for its files can be made.
     pub fn new(seed: u64, surroundings: Rc<Surroundings>, trace: Trace) -> std::io::Result<Self> {
-        let memory = Path::new("/dev/shm");
-        let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let home = tempfile::Builder::new().prefix("holdfast-sim-").tempdir_in(base)?;
+        let home = Home::new()?;
         Ok(Self {
             seed,
             dice: Dice::new(seed, "world"),
@@ -201,6 +202,7 @@ impl World {
             excused: BTreeSet::new(),
             vm_of_pod: BTreeMap::new(),
             guests: BTreeSet::new(),
+            machines_seen: 0,
             home,
             dirty: BTreeSet::new(),
         })
@@ -289,8 +291,11 @@ impl World {
     /// Runs whatever was touched, until nothing is left to do at this time.
     pub fn settle(&mut self) {
         while let Some(id) = self.dirty.pop_first() {
+            let place = self.processes.get(&id).map(|running| running.place.clone());
             self.run_one(id);
-            self.carry_out_orders();
+            if let Some(place) = place {
+                self.carry_out_orders(&place);
+            }
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Fake(Arc<Mutex<World>>);
 
 #[derive(Debug, Default)]
 struct World {
+    /// Grows whenever something here may have changed.
+    version: u64,
     machines: BTreeMap<u32, Model>,
     last_pid: u32,
     start_failure: Option<String>,
@@ -103,7 +105,19 @@ pub struct FakeMachine {
 
 impl Fake {
     fn lock(&self) -> MutexGuard<'_, World> {
+        let mut world = self.look();
+        world.version += 1;
+        world
+    }
+
+    /// Locked by somebody who changes nothing.
+    fn look(&self) -> MutexGuard<'_, World> {
         self.0.lock().expect("invariant: no panic while the world is locked")
+    }
+
+    /// A number that is the same only as long as nothing has changed.
+    pub fn version(&self) -> u64 {
+        self.look().version
     }
 
     /// The next start fails with these words.
@@ -128,12 +142,12 @@ impl Fake {
 
     /// What must never happen and did: two copies at once, or a copy that others had overtaken.
     pub fn violations(&self) -> Vec<String> {
-        self.lock().violations.clone()
+        self.look().violations.clone()
     }
 
     /// Run state of the machine in this run directory, if its process lives.
     pub fn state(&self, run_dir: &Path) -> Option<RunState> {
-        let world = self.lock();
+        let world = self.look();
         world.machines.values().find(|m| m.run_dir == run_dir).map(|m| m.state.clone())
     }
 
@@ -179,7 +193,7 @@ impl Fake {
     /// Run directories of the machines that are sending their memory away.
     pub fn leaving(&self) -> Vec<PathBuf> {
         use MigrationStatus::{Active, Device, PreSwitchover, Setup};
-        let world = self.lock();
+        let world = self.look();
         let leaves = |m: &&Model| {
             m.state != RunState::Incoming && matches!(m.migration, Setup | Active | PreSwitchover | Device)
         };
@@ -188,7 +202,7 @@ impl Fake {
 
     /// Run directories of the machines whose guest executes, with the disks they write.
     pub fn executing(&self) -> Vec<(PathBuf, Vec<PathBuf>)> {
-        let world = self.lock();
+        let world = self.look();
         let running = world.machines.values().filter(|m| m.state == RunState::Running && !m.frozen);
         running.map(|m| (m.run_dir.clone(), m.disks.clone())).collect()
     }
