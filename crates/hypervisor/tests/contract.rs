@@ -498,7 +498,8 @@ contract!(
     another_machine_type_is_refused,
 );
 
-/// Memory of the plain fake is copied at once, so this holds for the other two only.
+/// Memory of the plain fake is copied at once, so this holds for the other two only. Not for a QEMU before 8.2,
+/// which takes a slow link for a fast one during the first seconds.
 mod on_slow_links {
     #[tokio::test]
     async fn qemu_copies_again() {
