@@ -466,6 +466,21 @@ async fn a_busy_guest_moves_only_when_it_is_slowed_down() {
     assert!(source.machine.migration().await.unwrap().throttle_pct > 0);
 }
 
+/// How fast a guest dirties memory can be asked while it runs; the guest goes on.
+async fn the_dirty_rate_is_measured<S: Subject>(s: S) {
+    let disks = Disks::new();
+    let vm = Vm::start(&s, &disks.definition(), false).await;
+    vm.machine.run().await.unwrap();
+    vm.machine.measure_dirty_rate(1).await.unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while vm.machine.dirty_rate().await.unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it is measured within a second and some");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(vm.machine.status().await.unwrap(), RunState::Running);
+    vm.machine.quit().await.unwrap();
+}
+
 macro_rules! contract {
     ($($rule:ident),* $(,)?) => {
         mod qemu {
@@ -495,6 +510,7 @@ contract!(
     target_dies_while_copying,
     target_dies_while_suspended,
     source_dies_while_copying,
+    the_dirty_rate_is_measured,
     another_machine_type_is_refused,
 );
 

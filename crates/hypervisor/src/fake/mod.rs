@@ -622,7 +622,7 @@ impl Machine for FakeMachine {
             remaining_bytes: if m.crawl { m.memory_bytes } else { m.journey.left_bytes },
             transferred_bytes: m.journey.sent_bytes,
             dirty_bytes_per_s: m.journey.dirty_bytes_s,
-            rate_bytes_per_s: 0,
+            rate_bytes_per_s: m.journey.rate_bytes_s,
             passes: m.journey.passes.max(1),
             throttle_pct: m.journey.throttle_pct,
             downtime_ms: (m.migration == MigrationStatus::Completed).then_some(1),

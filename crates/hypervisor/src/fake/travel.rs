@@ -21,6 +21,7 @@ pub(super) struct Journey {
     pub left_bytes: u64,
     pub sent_bytes: u64,
     pub dirty_bytes_s: u64,
+    pub rate_bytes_s: u64,
     pub passes: u64,
     pub throttle_pct: u32,
     last_pass_bytes: u64,
@@ -124,6 +125,7 @@ fn step(world: &mut World, pid: u32) -> Option<Duration> {
     let memory = source.memory_bytes;
     let journey = &mut source.journey;
     let rate = link.min(journey.bandwidth);
+    journey.rate_bytes_s = rate;
     if journey.passes == 0 {
         journey.passes = 1;
         journey.last_pass_bytes = journey.left_bytes;
