@@ -92,17 +92,16 @@ impl Trace {
 /// Where two traces part: the last lines they share, then the first line of each that the other has not.
 #[must_use]
 pub fn parting(one: &[String], other: &[String]) -> Option<Vec<String>> {
-    let mut shared = one.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let shared = one.iter().zip(other).take_while(|(a, b)| a == b).count();
     let (a, b) = (one.get(shared), other.get(shared));
     if a.is_none() && b.is_none() {
         return None;
     }
     let first = shared.saturating_sub(10);
     let mut lines: Vec<String> = one[first..shared].iter().map(|line| format!("  {line}")).collect();
-    for _ in 0..5 {
-        lines.extend(one.get(shared).map(|line| format!("1 {line}")));
-        lines.extend(other.get(shared).map(|line| format!("2 {line}")));
-        shared += 1;
+    for n in shared..shared + 5 {
+        lines.extend(one.get(n).map(|line| format!("1 {line}")));
+        lines.extend(other.get(n).map(|line| format!("2 {line}")));
     }
     Some(lines)
 }
