@@ -15,7 +15,12 @@ pub fn cause(reported: ExitCause, power: Power, pod_being_deleted: bool) -> Exit
     );
     match power {
         Power::Off if by_guest_or_platform => ExitCause::PlatformStop,
-        Power::On if pod_being_deleted && reported != ExitCause::GuestReset => ExitCause::Evicted,
+        // A pod that was final because its node had rebooted may be evicted before its end is told.
+        Power::On
+            if pod_being_deleted && !matches!(reported, ExitCause::GuestReset | ExitCause::NodeLost) =>
+        {
+            ExitCause::Evicted
+        }
         Power::Off | Power::On => reported,
     }
 }
@@ -26,7 +31,7 @@ mod tests {
 
     #[test]
     fn the_platforms_wish_has_precedence() {
-        use ExitCause::{Crash, Evicted, GraceExpired, GuestReset, GuestShutdown, PlatformStop};
+        use ExitCause::{Crash, Evicted, GraceExpired, GuestReset, GuestShutdown, NodeLost, PlatformStop};
         for (reported, power, deleted, want) in [
             (GuestShutdown, Power::On, false, GuestShutdown),
             (GuestReset, Power::On, false, GuestReset),
@@ -39,6 +44,7 @@ mod tests {
             (Crash, Power::On, true, Evicted),
             (GraceExpired, Power::On, true, Evicted),
             (GuestReset, Power::On, true, GuestReset),
+            (NodeLost, Power::On, true, NodeLost),
         ] {
             assert_eq!(cause(reported, power, deleted), want, "{reported:?} {power:?} {deleted}");
         }

@@ -19,6 +19,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 /// disappears there is removed here, and only such a key.
 pub const PROPAGATED: &str = "internal.virtualization.deckhouse.io/propagated";
 
+/// Annotation on launcher pods: the placement they were made for.
+const PLACEMENT: &str = "internal.virtualization.deckhouse.io/placement";
+
 /// How many names are tried for one pod.
 const NAMES: u64 = 4;
 
@@ -88,6 +91,21 @@ fn disk_volume(disk: &Disk) -> Volume {
         }),
         ..Volume::default()
     }
+}
+
+/// Whether a pod was made for the placement that its VM wants now. By a record of its own: admission of a cluster
+/// may add to a pod's placement.
+#[must_use]
+pub fn is_placed_as_wanted(instance: &Instance, pod: &Pod) -> bool {
+    let made_for = pod.metadata.annotations.as_ref().and_then(|all| all.get(PLACEMENT));
+    made_for.is_none_or(|made_for| *made_for == placement(instance))
+}
+
+/// Tells one placement from another.
+fn placement(instance: &Instance) -> String {
+    let spec = &instance.spec.placement;
+    let text = serde_json::json!([spec.node_selector, spec.affinity]).to_string();
+    format!("{}{}", holdfast_env::suffix(&text, "a", 0), holdfast_env::suffix(&text, "b", 0))
 }
 
 fn pod_spec(instance: &Instance, container: Container) -> PodSpec {
@@ -190,6 +208,7 @@ fn own_annotations(instance: &Instance) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("kubectl.kubernetes.io/default-container".to_owned(), object::LAUNCHER_CONTAINER.to_owned()),
         ("kubevirt.internal.virtualization.deckhouse.io/domain".to_owned(), name),
+        (PLACEMENT.to_owned(), placement(instance)),
         ("descheduler.alpha.kubernetes.io/request-evict-only".to_owned(), String::new()),
     ])
 }

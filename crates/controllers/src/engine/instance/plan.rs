@@ -61,6 +61,9 @@ pub fn plan(o: &Observed) -> Plan {
         } else {
             tend(&mut plan, o, pod, &step.status);
         }
+        if step.misplaced.is_some() && step.misplaced == pod.metadata.uid {
+            plan.then(Effect::delete(&**pod));
+        }
     }
     let ended = step.status.state == Some(InstanceState::Ended);
     if ended
@@ -140,6 +143,8 @@ fn readiness(pod: &Pod, runs: bool, o: &Observed) -> Option<Patch> {
 struct Step {
     status: InstanceStatus,
     create_pod: bool,
+    /// A pod that waits for a node under an earlier placement of the VM: it gives way to a new one.
+    misplaced: Option<String>,
     wake: Option<holdfast_env::Timestamp>,
     epoch: i64,
 }
@@ -151,7 +156,7 @@ impl Step {
         let opens =
             old.state.is_none() || (old.observed_epoch != epoch && old.state == Some(InstanceState::Ended));
         let status = if opens { opened(&o.instance, &old) } else { old };
-        let mut step = Self { status, create_pod: false, wake: None, epoch };
+        let mut step = Self { status, create_pod: false, misplaced: None, wake: None, epoch };
         if step.status.state != Some(InstanceState::Ended) {
             match step.status.claim.clone() {
                 None => step.unclaimed(o),
@@ -228,6 +233,9 @@ impl Step {
             return self.end(o, ExitCause::StartFailed, &text, never());
         }
         let Some(node) = node_of(pod) else {
+            if !launcher_pod::is_placed_as_wanted(&o.instance, pod) {
+                self.misplaced.clone_from(&pod.metadata.uid);
+            }
             let (reason, message) = scheduling(pod);
             return self.become_state(InstanceState::Placing, reason, message);
         };

@@ -169,6 +169,24 @@ fn a_start_goes_through_placing_booting_running_and_then_rests() {
 }
 
 #[test]
+fn a_pod_that_waits_for_a_node_gives_way_when_the_vm_wants_another() {
+    let mut o = observed(instance(1, Power::On));
+    settle(&mut o);
+    let host = "kubernetes.io/hostname";
+    edit(&mut o, |instance| {
+        instance.spec.placement.node_selector.insert(host.into(), "n2".into());
+    });
+    for _ in 0..4 {
+        settle(&mut o);
+    }
+    let selectors: Vec<_> =
+        o.pods.iter().map(|pod| pod.spec.as_ref().unwrap().node_selector.clone().unwrap()).collect();
+    assert_eq!(selectors.len(), 1);
+    assert_eq!(selectors[0].get(host).map(String::as_str), Some("n2"));
+    assert!(plan(&o).is_empty(), "{:?}", plan(&o));
+}
+
+#[test]
 fn a_vm_that_never_ran_is_ended_at_once() {
     let mut o = observed(instance(0, Power::Off));
     settle(&mut o);
