@@ -75,13 +75,13 @@ pub const MUTANTS: &[Mutant] = &[
         "a launcher pod that is gone from the API proves the end of its guest",
         "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    found("final-pod-proves-end", 8, "a final pod phase proves the end of the guest"),
+    found("final-pod-proves-end", 24, "a final pod phase proves the end of the guest"),
     hole(
         "reboot-ends-moved-guest",
         "the reboot of a source node ends a guest that may have moved",
         "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    found("restart-forgotten", 8, "a crashed guest is not started again"),
+    found("restart-forgotten", 16, "a crashed guest is not started again"),
     found("gone-fields-stay", 8, "a report writes for ever because it does not remove what is gone"),
     // Limits (migration-and-maintenance.md §4).
     found("outbound-slot-ignored", 8, "several moves leave a node at once"),
@@ -90,7 +90,7 @@ pub const MUTANTS: &[Mutant] = &[
         "several moves enter a node at once",
         "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    found("slot-freed-at-switch", 8, "a slot is given away while its move switches over"),
+    found("slot-freed-at-switch", 16, "a slot is given away while its move switches over"),
     // Operations and drains.
     found("finished-operation-rewritten", 8, "a finished operation changes its phase"),
     found("finalizer-kept", 8, "a deleted operation is never let go"),
@@ -112,6 +112,6 @@ pub const MUTANTS: &[Mutant] = &[
         "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
     // The API server.
-    found("answered-before-durable", 8, "some writes are answered and never become durable"),
+    found("answered-before-durable", 24, "some writes are answered and never become durable"),
     found("stale-update-accepted", 8, "updates of an old version overwrite newer ones"),
 ];

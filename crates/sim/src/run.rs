@@ -228,6 +228,7 @@ impl History<'_> {
                 user::act(&mut self.world, Action::EndMaintenance { node: node.clone() });
             }
         }
+        let wanted: BTreeSet<String> = self.world.drains.values().cloned().collect();
         for node in nodes.into_iter().filter(|node| !wanted.contains(node)) {
             user::act(&mut self.world, Action::Uncordon { node });
         }

@@ -118,7 +118,10 @@ pub fn act(world: &mut World, action: Action) {
         Action::Delete { vm } | Action::Operate { vm, kind: "Stop" | "Restart", .. } => {
             world.checker.may_end.insert(format!("{NAMESPACE}/{vm}"));
         }
-        Action::CallOff { node } | Action::Uncordon { node } => call_off(world, node),
+        // The end of a maintenance opens the node as well; a drain that went on would chase VMs back and forth.
+        Action::CallOff { node } | Action::Uncordon { node } | Action::EndMaintenance { node } => {
+            call_off(world, node);
+        }
         _ => {}
     }
     let drain = match &action {
