@@ -154,5 +154,8 @@ pub async fn client(path: &Path) -> anyhow::Result<Client> {
         .with_context(|| format!("use {}", path.display()))?;
     // The server is on this machine: who does not answer at once is away.
     config.connect_timeout = Some(Duration::from_secs(2));
+    // Whoever asks decides what to do about a refusal; the client would repeat a refused eviction on its own, and
+    // its pass would wait for the end of the drain.
+    config.default_retry = false;
     Ok(Client::try_from(config)?)
 }
