@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 fn names(text: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = text.split(|c: char| !is_part(c));
-    let ours = ["d8_virtualization_", "kubevirt_vmi_", "holdfast_"];
+    let ours = ["apiserver_", "d8_virtualization_", "kubevirt_vmi_", "holdfast_"];
     words
         .filter(|word| ours.iter().any(|prefix| word.starts_with(prefix)))
         .map(|word| word.trim_end_matches("_bucket").to_owned())
@@ -19,8 +19,8 @@ fn deploy() -> PathBuf {
 }
 
 fn exported() -> BTreeSet<String> {
-    let agents = holdfast_agent::metrics::NAMES.iter();
-    holdfast_controllers::metrics::NAMES.iter().chain(agents).map(|&name| name.to_owned()).collect()
+    let others = holdfast_agent::metrics::NAMES.iter().chain(holdfast_kubelith::http::metrics::NAMES);
+    holdfast_controllers::metrics::NAMES.iter().chain(others).map(|&name| name.to_owned()).collect()
 }
 
 #[test]

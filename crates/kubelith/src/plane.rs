@@ -8,6 +8,7 @@ use crate::server::{Error, Hooks};
 use crate::store::{HistoryLimits, Journal, Writing};
 use holdfast_apimachinery::status::Status;
 use holdfast_env::{Clock, Entropy};
+use holdfast_metrics::Metrics;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -78,6 +79,7 @@ pub fn open(parts: PlaneParts) -> Result<Arc<App>, Error> {
         logs: hooks.logs,
         advertised,
         documents: Documents::default(),
+        metrics: Metrics::default(),
     }))
 }
 

@@ -23,7 +23,7 @@ use crate::cache::Kind;
 use crate::event::Recorder;
 use crate::plan::controller_of;
 use crate::queue::Queue;
-use crate::{Cache, Caches, Class, Error, Key, Metrics, Plan};
+use crate::{Cache, Caches, Class, Error, Key, Metrics, Plan, metrics};
 
 /// What a pass is given besides its key.
 #[derive(Clone)]
@@ -253,7 +253,7 @@ async fn guarded_pass<C: Controller>(
     let result =
         result.unwrap_or_else(|panic| Err(Error::Bug(format!("the pass panicked: {}", panic_text(&*panic)))));
     let label = result.as_ref().map_or_else(|error| error.class().as_str(), |_| "ok");
-    shared.metrics.pass(controller.name(), label, started.elapsed());
+    metrics::pass(&shared.metrics, controller.name(), label, started.elapsed());
     match result {
         Ok(wake) => {
             failures.lock().remove(key);

@@ -6,6 +6,7 @@ mod discovery;
 mod file_logs;
 mod info;
 mod logs;
+pub mod metrics;
 mod negotiate;
 mod nodes;
 mod openapi;

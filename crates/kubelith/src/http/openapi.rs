@@ -2,6 +2,7 @@
 
 use super::body::{self, Answer};
 use super::discovery::hex;
+use super::metrics;
 use super::query::Query;
 use super::router::App;
 use crate::registry::Registry;
@@ -36,11 +37,12 @@ pub(super) fn path(app: &App, path: &str, headers: &HeaderMap, query: &Query) ->
     match path.trim_end_matches('/') {
         "/version" => Some(body::json(200, &version())),
         "/healthz" | "/livez" | "/readyz" => Some(health(path, query)),
+        "/metrics" => Some(metrics::page(app)),
         "/openapi/v2" => Some(v2(app, headers)),
         "/openapi/v3" => Some(v3_root(app, headers)),
         "" => Some(body::json(
             200,
-            &json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
+            &json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
         )),
         other => match other.strip_prefix("/openapi/v3/") {
             Some(document) => v3(app, document, headers, query),

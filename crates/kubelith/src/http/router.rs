@@ -4,6 +4,7 @@ use super::authenticate::Authenticator;
 use super::body::{self, Answer, HttpBody};
 use super::info::{ResourceRequest, Target, target};
 use super::logs::LogSource;
+use super::metrics::Counted;
 use super::query::Query;
 use super::{discovery, nodes, openapi, resources};
 use crate::auth::{Attributes, UserInfo};
@@ -11,6 +12,7 @@ use crate::core::Core;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use holdfast_apimachinery::status::{GroupResource, Status};
+use holdfast_metrics::Metrics;
 use http::{HeaderValue, Request, header};
 use serde_json::Value;
 use std::panic::AssertUnwindSafe;
@@ -46,6 +48,8 @@ pub struct App {
     pub advertised: String,
     /// Documents made once a registry snapshot.
     pub documents: openapi::Documents,
+    /// What is counted for operators.
+    pub metrics: Metrics,
 }
 
 impl App {
@@ -88,7 +92,12 @@ impl App {
         let query = Query::parse(request.uri().query().unwrap_or(""));
         let path = request.uri().path().to_owned();
         match target(request.method(), &path, &query) {
-            Target::Resource(resource) => self.resource(request, user, resource, query).await,
+            Target::Resource(resource) => {
+                let counted = Counted::new(&resource, request.headers(), &query);
+                let answer = self.clone().resource(request, user, resource, query).await;
+                counted.answered(&self, &answer);
+                answer
+            }
             other => {
                 self.allow_path(&user, &path, request.method().as_str())?;
                 match other {
