@@ -1,4 +1,4 @@
-//! A byte each 10 ms over one TCP connection to the guest and back.
+//! A byte in regular intervals over one TCP connection to the guest and back.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,6 @@ use anyhow::{Context, Result, ensure};
 use crate::{Guest, s, wait_for};
 
 const PORT: u16 = 7000;
-const EVERY: Duration = Duration::from_millis(10);
 
 /// Starts the echo in the guest.
 pub fn serve(guest: &Guest) -> Result<()> {
@@ -31,8 +30,8 @@ pub struct Ping {
 }
 
 impl Ping {
-    /// Connects and begins.
-    pub fn start(guest: &Guest) -> Result<Self> {
+    /// Connects and begins; one byte each `every`.
+    pub fn start(guest: &Guest, every: Duration) -> Result<Self> {
         let mut out = TcpStream::connect((guest.address.as_str(), PORT))?;
         out.set_nodelay(true)?;
         let mut back = out.try_clone()?;
@@ -43,7 +42,7 @@ impl Ping {
             let (begun, mut sent) = (Instant::now(), 0u64);
             while !stopped.load(Ordering::Relaxed) && out.write_all(b".").is_ok() {
                 sent += 1;
-                let due = EVERY * u32::try_from(sent).unwrap_or(u32::MAX);
+                let due = every * u32::try_from(sent).unwrap_or(u32::MAX);
                 std::thread::sleep(due.saturating_sub(begun.elapsed()));
             }
             // Ends the echo, and with it the reader.

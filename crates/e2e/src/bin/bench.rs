@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use holdfast_e2e::bench::bare::{self, Machine, Template};
+use holdfast_e2e::bench::drain::{self, Drained};
 use holdfast_e2e::bench::memory::{self, Use};
 use holdfast_e2e::bench::ping::{self, Ping};
 use holdfast_e2e::bench::report::{self, Figure};
@@ -24,24 +25,31 @@ const GOAL_DOWNTIME_MS: f64 = 100.0;
 const GOAL_GAP_MS: f64 = 200.0;
 const GOAL_LAUNCHER_MIB: f64 = 10.0;
 const GOAL_PLATFORM_MIB: f64 = 150.0;
+const GOAL_IDLE_MS: f64 = 100.0;
+const GOAL_WRITES: f64 = 12.0;
+
+/// How often the TCP ping of a single guest is sent.
+const PING_EVERY: Duration = Duration::from_millis(10);
 
 struct Options {
     runs: usize,
     vms: usize,
+    drain_vms: usize,
     json: PathBuf,
 }
 
 fn options() -> Result<Options> {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench.json");
-    let mut options = Options { runs: 3, vms: 8, json: default };
+    let mut options = Options { runs: 3, vms: 8, drain_vms: 20, json: default };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
         match word.as_str() {
             "--runs" => options.runs = value()?.parse().context("--runs needs a number")?,
             "--vms" => options.vms = value()?.parse().context("--vms needs a number")?,
+            "--drain-vms" => options.drain_vms = value()?.parse().context("--drain-vms needs a number")?,
             "--json" => options.json = value()?.into(),
-            _ => bail!("{word}? Usage: holdfast-bench [--runs 3] [--vms 8] [--json FILE]"),
+            _ => bail!("{word}? Usage: holdfast-bench [--runs 3] [--vms 8] [--drain-vms 20] [--json FILE]"),
         }
     }
     ensure!(options.runs > 0, "--runs must be at least 1");
@@ -75,6 +83,7 @@ fn main() -> Result<()> {
     let outcome = bench.inside(&home);
     drop(home);
     outcome?;
+    bench.drained()?;
     bench.machine["loadBefore"] = json!(load);
     println!("\n{}", report::table(&bench.figures));
     let document = report::document(bench.machine, &bench.figures, bench.details);
@@ -156,7 +165,7 @@ impl Bench {
         guest.wait_ssh(LONG)?;
         self.launcher(home)?;
         ping::serve(&guest)?;
-        let still = Ping::start(&guest)?;
+        let still = Ping::start(&guest, PING_EVERY)?;
         std::thread::sleep(s(3));
         let still = ms(still.end()?);
 
@@ -164,7 +173,7 @@ impl Bench {
         let (mut took, mut downtime, mut gaps, mut sent) = (vec![], vec![], vec![], vec![]);
         let mut limits = Value::Null;
         for run in 1..=self.options.runs {
-            let ping = Ping::start(&guest)?;
+            let ping = Ping::start(&guest, PING_EVERY)?;
             std::thread::sleep(Duration::from_millis(500));
             let name = format!("move-{run}");
             let story = watch.create(home, &name, &manifests::vmop(&name, "b", "Evict"), "Completed")?;
@@ -256,6 +265,68 @@ impl Bench {
             figure.goal = Some(goal);
             figure.note = note.to_owned();
         }
+    }
+
+    /// A node full of guests is drained, in a platform of two nodes, so that all find room.
+    fn drained(&mut self) -> Result<()> {
+        let count = self.options.drain_vms;
+        if count == 0 {
+            return Ok(());
+        }
+        self.say(&format!("starting {count} guests on one node, to drain it"));
+        let home = Home::up(2)?;
+        let (node, guests) = drain::fill(&home, count)?;
+        self.say(&format!("all answer; draining {node}"));
+        let drained = drain::drain(&home, &node, &guests)?;
+        self.say(&format!("drained in {:.1?}", drained.took));
+        for (step, times) in &drained.steps {
+            let times: Vec<f64> = times.iter().map(|t| ms(*t)).collect();
+            let most = times.iter().copied().fold(0.0, f64::max);
+            println!("       {step:<10} median {:>5.0} ms, longest {most:>5.0} ms", report::median(&times));
+        }
+        for (what, n) in &drained.writes {
+            println!("       {:>6.2} a move: {what}", *n as f64 / drained.moves as f64);
+        }
+        self.drain_figures(&drained);
+        Ok(())
+    }
+
+    fn drain_figures(&mut self, drained: &Drained) {
+        let moves = drained.moves as f64;
+        let took = drained.took.as_secs_f64();
+        let idle: Vec<f64> = drained.idle.iter().map(|t| ms(*t)).collect();
+        let writes: u64 = drained.writes.values().sum();
+        let error = (drained.planned_s / took - 1.0) * 100.0;
+        let copying = drained
+            .steps
+            .get("Copying")
+            .map_or(f64::NAN, |times| times.iter().map(|t| ms(*t)).sum::<f64>() / moves);
+        let whole = drained.steps.values().flatten().map(|t| ms(*t)).sum::<f64>() / moves;
+        self.figures.extend([
+            Figure::new(format!("drain of a node with {moves} VMs"), "s", vec![took]).note(format!(
+                "planned {:.1} s ({error:+.0} %), {:.1} s a move",
+                drained.planned_s, drained.planned_each_s
+            )),
+            Figure::new("a move in the drain, without its queue", "ms", vec![whole])
+                .note(format!("{copying:.0} ms of it copying")),
+            Figure::new("from the end of a move to the next one's slot", "ms", idle)
+                .goal(GOAL_IDLE_MS, "issue's goal"),
+            Figure::new(
+                "longest silence of a guest in the drain",
+                "ms",
+                vec![ms(drain::longest(&drained.silence))],
+            )
+            .goal(GOAL_GAP_MS, format!("{:.0} ms in 5 s without moves", ms(drained.quiet))),
+            Figure::new("writes to the API for one move", "", vec![writes as f64 / moves])
+                .goal(GOAL_WRITES, "without kubectl's and heartbeats"),
+        ]);
+        let steps: Map<String, Value> = drained
+            .steps
+            .iter()
+            .map(|(step, times)| ((*step).to_owned(), times.iter().map(|t| ms(*t)).collect()))
+            .collect();
+        self.details.insert("drain, steps in ms".into(), steps.into());
+        self.details.insert("drain, writes".into(), json!(drained.writes));
     }
 
     /// Memory with many VMs.
