@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use holdfast_api::engine::{Instance, Migration};
+use holdfast_api::engine::{Instance, Migration, MigrationState};
 use holdfast_api::names::{finalizer, label};
 use holdfast_api::vmop::{VirtualMachineOperationSpec, VmopType};
 use holdfast_api::{VirtualMachine, VirtualMachineOperation};
@@ -25,6 +25,8 @@ pub struct Operation {
     pub object: Arc<VirtualMachineOperation>,
     /// Its move copies memory already (or has begun to switch over).
     pub copying: bool,
+    /// It has no slot yet.
+    pub queued: bool,
 }
 
 impl Operation {
@@ -106,8 +108,10 @@ impl Machines {
     fn operation(&self, object: Arc<VirtualMachineOperation>) -> Operation {
         let namespace = object.namespace().unwrap_or_default();
         let migration = self.migrations.named(&namespace, &migration_name(&object.name_any()));
-        let source = migration.and_then(|migration| migration.status.as_ref()?.source.clone());
-        Operation { copying: source.is_some_and(|source| source.started_at.is_some()), object }
+        let status = migration.and_then(|migration| migration.status.clone()).unwrap_or_default();
+        let queued = status.state.unwrap_or_default() == MigrationState::Queued;
+        let copying = status.source.is_some_and(|source| source.started_at.is_some());
+        Operation { copying, queued, object }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod migration;
 pub mod neighbours;
 pub mod placement;
 pub mod power;
+pub mod refusal;
 pub mod sizing;
 pub mod topology;
 pub mod user_data;

@@ -16,6 +16,13 @@ pub const PROGRESS_TIMEOUT_S: i64 = 150;
 pub const UNSCHEDULABLE_S: i64 = 300;
 /// Seconds for every other stage of preparation.
 pub const PREPARE_S: i64 = 900;
+/// Reason of a move that has its slot while its target pod is being created: the operation is not in progress
+/// before there is one.
+pub const CREATING_TARGET: &str = "CreatingTarget";
+/// Reason of a queued move whose target pod the API did not let us create.
+pub const TARGET_REFUSED: &str = "TargetRefused";
+/// Seconds after which that is tried again.
+pub const REFUSED_AGAIN_S: i64 = 10;
 /// Seconds after which an abort that nobody answers is reported as having no effect.
 pub const ABORT_S: i64 = 30;
 

@@ -222,6 +222,7 @@ async fn typed_commands_send_protobuf() -> Result<()> {
         ],
         &["create", "pdb", "p", "--selector=app=x", "--min-available=1"],
         &["create", "priorityclass", "high", "--value=1000"],
+        &["create", "quota", "many", "--hard=pods=1000,requests.memory=1Ti"],
     ] {
         kubectl(&server, command).await?;
     }
@@ -304,10 +305,47 @@ async fn identities_and_permissions() -> Result<()> {
         403,
         "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" at the cluster scope",
     )?;
-    anonymous.get("/apis").await?.expect(403)?;
+    for path in ["/apis", "/metrics"] {
+        anonymous.get(path).await?.expect(403)?;
+    }
     std::fs::write(&empty, "{}")?;
     kubectl(&server, &["delete", "sa", "robot"]).await?;
     ensure!(run(&robot, &["get", "--raw", "/api/v1/pods"]).await?.err.contains("Unauthorized"));
+    Ok(())
+}
+
+// KS 3.6: what a Prometheus finds.
+#[tokio::test]
+async fn requests_are_counted_under_the_field_s_names() -> Result<()> {
+    let server = server().await?;
+    let page = async || kubectl(&server, &["get", "--raw", "/metrics"]).await;
+    kubectl(&server, &["create", "configmap", "a"]).await?;
+    kubectl_fails(&server, &["create", "configmap", "a"], "").await?;
+    kubectl(&server, &["create", "configmap", "b", "--dry-run=server"]).await?;
+    let map = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}}"#;
+    kubectl_with(&server, &["apply", "--server-side", "-f", "-"], map).await?;
+    kubectl(&server, &["get", "configmap", "a"]).await?;
+    kubectl_fails(&server, &["get", "--raw", "/apis/made.up/v1/things"], "").await?;
+    let found = page().await?;
+    let line = |code: u16, dry: &str, name: bool, verb: &str| {
+        let scope = if name { "resource" } else { "namespace" };
+        format!(
+            "apiserver_request_total{{code=\"{code}\",component=\"apiserver\",dry_run=\"{dry}\",group=\"\",\
+             resource=\"configmaps\",scope=\"{scope}\",subresource=\"\",verb=\"{verb}\",version=\"v1\"}} 1\n"
+        )
+    };
+    let wanted = [
+        line(201, "", false, "POST"),
+        line(409, "", false, "POST"),
+        line(201, "All", false, "POST"),
+        line(201, "", true, "APPLY"),
+        line(200, "", true, "GET"),
+        "# TYPE apiserver_request_total counter\n".to_owned(),
+    ];
+    for line in wanted {
+        ensure!(found.contains(&line), "{line} is not in {found}");
+    }
+    ensure!(!found.contains("made.up"), "{found}");
     Ok(())
 }
 

@@ -1,7 +1,8 @@
-//! What the API server answered to our evictions: the one thing a controller sees that is in no object.
+//! What the API server answered to requests that it may refuse for long, evictions and creations: the one thing
+//! a controller sees that is in no object.
 //!
-//! A refusal is no failure of a pass: it is observed by the next one, which tells the user and asks again
-//! when it is time. The memory is of this process only; a new one asks again at once.
+//! A refusal is observed by the next pass, which tells the user and asks again when it is time. The memory is
+//! of this process only; a new one asks again at once.
 
 use std::collections::BTreeMap;
 
@@ -9,26 +10,26 @@ use holdfast_env::Timestamp;
 use jiff::SignedDuration;
 use parking_lot::Mutex;
 
-/// Answers older than this are of pods that nobody asks about any more.
+/// Answers older than this are of objects that nobody asks about any more.
 const KEPT: SignedDuration = SignedDuration::from_mins(10);
 
-/// The last answer to evictions of a pod.
+/// The last answer about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// When.
     pub at: Timestamp,
-    /// The text of a refusal; `None` if the pod ends or is gone.
+    /// The text of a refusal; `None` if it was done, or there is nothing to do any more.
     pub refused: Option<String>,
 }
 
-/// The last answer about each pod, by uid.
+/// The last answer about each object, by its uid.
 #[derive(Debug, Default)]
-pub struct Evictions {
+pub struct Answers {
     answers: Mutex<BTreeMap<String, Answer>>,
 }
 
-impl Evictions {
-    /// The last answer about the pod of this uid.
+impl Answers {
+    /// The last answer about the object of this uid.
     #[must_use]
     pub fn of(&self, uid: &str) -> Option<Answer> {
         self.answers.lock().get(uid).cloned()
@@ -50,14 +51,14 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let answer =
             |second, refused: Option<&str>| Answer { at: at(second), refused: refused.map(Into::into) };
-        let evictions = Evictions::default();
-        assert_eq!(evictions.of("a"), None);
-        evictions.record("a", answer(0, Some("no")));
-        evictions.record("b", answer(5, None));
-        evictions.record("a", answer(10, Some("still no")));
-        assert_eq!(evictions.of("a"), Some(answer(10, Some("still no"))));
-        evictions.record("c", answer(606, None));
-        assert_eq!(evictions.of("b"), None);
-        assert!(evictions.of("a").is_some() && evictions.of("c").is_some());
+        let answers = Answers::default();
+        assert_eq!(answers.of("a"), None);
+        answers.record("a", answer(0, Some("no")));
+        answers.record("b", answer(5, None));
+        answers.record("a", answer(10, Some("still no")));
+        assert_eq!(answers.of("a"), Some(answer(10, Some("still no"))));
+        answers.record("c", answer(606, None));
+        assert_eq!(answers.of("b"), None);
+        assert!(answers.of("a").is_some() && answers.of("c").is_some());
     }
 }

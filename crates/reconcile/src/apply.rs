@@ -11,7 +11,7 @@ use tracing::debug;
 
 use crate::event::Recorder;
 use crate::plan::{Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref};
-use crate::{Answer, Caches, Error, Metrics};
+use crate::{Answer, Caches, Error, Metrics, metrics};
 
 /// What the interpreter needs; shared by all controllers.
 #[derive(Clone, Copy)]
@@ -50,6 +50,7 @@ impl Tools<'_> {
             match effect {
                 Effect::Create(create) => {
                     let created = self.create(create).await;
+                    self.remember(create, &created);
                     if let Err(error) = &created {
                         self.tell_refusal(create, error).await;
                     }
@@ -99,7 +100,7 @@ impl Tools<'_> {
         };
         let step = if patch.status { "write status of" } else { "change" };
         let reply = reply.map_err(|source| Error::api(step, target, source))?;
-        self.metrics.write(self.controller, if patch.status { "patch_status" } else { "patch" });
+        metrics::write(&self.metrics, self.controller, if patch.status { "patch_status" } else { "patch" });
         if let (Some(uid), Some(seen), Some(after)) =
             (&target.uid, &target.resource_version, &reply.metadata.resource_version)
         {
@@ -111,17 +112,26 @@ impl Tools<'_> {
 
     /// An event for those who wait for an object that the API does not let us create.
     async fn tell_refusal(&self, create: &Create, error: &Error) {
-        let Some((about, reason)) = &create.refusal else { return };
-        if let Error::Api { source: kube::Error::Api(status), .. } = error
-            && matches!(status.code, 400 | 403 | 422)
+        if let Some((about, reason)) = &create.refusal
+            && let Some(why) = refused(error)
         {
             let note = Note {
                 about: about.clone(),
                 kind: NoteKind::Warning,
                 reason: (*reason).to_owned(),
-                message: format!("{} was not created: {}", create.object, status.message),
+                message: format!("{} was not created: {why}", create.object),
             };
             self.recorder.record(self.client, self.controller, &note, self.clock).await;
+        }
+    }
+
+    /// A refusal, until an answer of another kind comes.
+    fn remember(&self, create: &Create, created: &Result<(), Error>) {
+        let Some(uid) = &create.remembered else { return };
+        let creations = self.caches.creations();
+        let refused = created.as_ref().err().and_then(refused).map(str::to_owned);
+        if refused.is_some() || (created.is_ok() && creations.of(uid).is_some()) {
+            creations.record(uid, Answer { at: self.clock.now(), refused });
         }
     }
 
@@ -148,7 +158,7 @@ impl Tools<'_> {
         debug!(%object, "create");
         match api.create(&params, &parsed).await {
             Ok(reply) => {
-                self.metrics.write(self.controller, "create");
+                metrics::write(&self.metrics, self.controller, "create");
                 self.learn(&object.api, &reply);
                 Ok(true)
             }
@@ -184,7 +194,7 @@ impl Tools<'_> {
         debug!(%target, "delete");
         match api.delete(&target.name, &params).await {
             Ok(reply) => {
-                self.metrics.write(self.controller, "delete");
+                metrics::write(&self.metrics, self.controller, "delete");
                 // Held by a finalizer: the reply shows the deletion mark.
                 if let Some(object) = reply.left()
                     && object.metadata.deletion_timestamp.is_some()
@@ -215,7 +225,7 @@ impl Tools<'_> {
             .await;
         let refused = match reply {
             Ok(_) => {
-                self.metrics.write(self.controller, "evict");
+                metrics::write(&self.metrics, self.controller, "evict");
                 None
             }
             // It is gone, or another of its name has come.
@@ -231,6 +241,16 @@ impl Tools<'_> {
         if let Ok(value) = serde_json::to_value(reply) {
             self.caches.learn(api, &value);
         }
+    }
+}
+
+/// The API's reason not to let us do something.
+fn refused(error: &Error) -> Option<&str> {
+    match error {
+        Error::Api { source: kube::Error::Api(status), .. } if matches!(status.code, 400 | 403 | 422) => {
+            Some(&status.message)
+        }
+        _ => None,
     }
 }
 

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::{debug, warn};
 
-use crate::{Evictions, Reconnect};
+use crate::{Answers, Reconnect};
 
 /// Namespace and name; the namespace is empty for cluster-scoped objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -304,7 +304,8 @@ struct Registry {
 pub struct Caches {
     registry: Mutex<Registry>,
     started: AtomicBool,
-    evictions: Arc<Evictions>,
+    evictions: Arc<Answers>,
+    creations: Arc<Answers>,
 }
 
 impl fmt::Debug for Caches {
@@ -333,8 +334,14 @@ impl Caches {
 
     /// The answers to evictions that this process asked for.
     #[must_use]
-    pub fn evictions(&self) -> Arc<Evictions> {
+    pub fn evictions(&self) -> Arc<Answers> {
         self.evictions.clone()
+    }
+
+    /// The answers to creations on behalf of an object ([`crate::Create::remembered_for`]).
+    #[must_use]
+    pub fn creations(&self) -> Arc<Answers> {
+        self.creations.clone()
     }
 
     /// Takes over the reply to a write, if the kind is cached and the reply is news.

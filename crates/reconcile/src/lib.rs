@@ -14,7 +14,7 @@
 //! - [`Plan`]: at most one status change of the controller's own object, then effects in order,
 //!   then an instant at which to look again, and the reasons ([`Why`]).
 //! - [`Effect`]: create, patch, delete, evict, event. Every one is guarded and idempotent.
-//! - [`Evictions`]: what was answered to our evictions ([`Caches::evictions`]).
+//! - [`Answers`]: what was answered to our evictions and creations ([`Caches::evictions`], [`Caches::creations`]).
 //! - [`Conditions`]: conditions whose transition time moves only when status or reason
 //!   changes.
 //! - [`Runtime`]: runs controllers while this process is the leader ([`lease`]).
@@ -23,12 +23,12 @@
 //! the recorded intent; the first failing effect ends the pass and the next pass plans anew.
 //! Planning twice on the settled world yields [`Plan::is_empty`].
 
+mod answers;
 mod apply;
 mod cache;
 mod conditions;
 mod error;
 mod event;
-mod evictions;
 pub mod lease;
 mod metrics;
 mod plan;
@@ -36,11 +36,11 @@ mod queue;
 mod reconnect;
 mod run;
 
+pub use answers::{Answer, Answers};
 pub use cache::{Cache, Caches, Key};
 pub use conditions::{Conditions, Tri, condition, is_true};
 pub use error::{Class, Error};
-pub use evictions::{Answer, Evictions};
-pub use metrics::{MetricKind, Metrics, Page, WeakMetrics, label_text};
+pub use holdfast_metrics::{MetricKind, Metrics, Page, WeakMetrics, label_text};
 pub use plan::{
     Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref, Why, controller_of, merge_difference,
     owner_reference,

@@ -202,6 +202,8 @@ pub struct Create {
     pub identity_labels: Vec<&'static str>,
     /// Whom a refusal by the API is told to, and under which reason.
     pub refusal: Option<(Ref, &'static str)>,
+    /// Uid under which the answer is remembered.
+    pub remembered: Option<String>,
 }
 
 impl Create {
@@ -209,7 +211,13 @@ impl Create {
     #[must_use]
     pub fn of<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Self {
         let object = Object::of(object);
-        Self { object, alternatives: Vec::new(), identity_labels: Vec::new(), refusal: None }
+        Self {
+            object,
+            alternatives: Vec::new(),
+            identity_labels: Vec::new(),
+            refusal: None,
+            remembered: None,
+        }
     }
 
     /// With further names to try.
@@ -230,6 +238,13 @@ impl Create {
     #[must_use]
     pub fn refusal_told_to(mut self, about: Option<Ref>, reason: &'static str) -> Self {
         self.refusal = about.map(|about| (about, reason));
+        self
+    }
+
+    /// The answer is to be seen by later passes, under this uid ([`crate::Caches::creations`]).
+    #[must_use]
+    pub fn remembered_for(mut self, uid: Option<&str>) -> Self {
+        self.remembered = uid.map(str::to_owned);
         self
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     BuiltinColumn, BuiltinKind, BuiltinSubresource, NameRule, StatusRule, Strategy, cells, core, event, pod,
-    pod_validation, policy, storage,
+    pod_validation, policy, quota, storage,
 };
 
 const ALL: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -179,7 +179,7 @@ const BINDING_COLUMNS: &[BuiltinColumn] =
     &[NAME, text("Role"), AGE, wide("Users"), wide("Groups"), wide("ServiceAccounts")];
 const ROLE_COLUMNS: &[BuiltinColumn] = &[NAME, ("Created At", "date", "", 0)];
 
-static CORE_KINDS: [BuiltinKind; 11] = [
+static CORE_KINDS: [BuiltinKind; 12] = [
     review("", "Binding", "bindings", true, "io.k8s.api.core.v1.Binding"),
     BuiltinKind {
         kind: "ConfigMap",
@@ -244,6 +244,17 @@ static CORE_KINDS: [BuiltinKind; 11] = [
             cells: cells::node,
             ..NONE
         },
+        ..PLAIN
+    },
+    BuiltinKind {
+        kind: "ResourceQuota",
+        plural: "resourcequotas",
+        short: &["quota"],
+        subresources: &[STATUS],
+        component: "io.k8s.api.core.v1.ResourceQuota",
+        columns: &[NAME, text("Request"), text("Limit"), AGE],
+        status: StatusRule::Subresource,
+        strategy: Strategy { validate: quota::validate, cells: cells::quota, ..NONE },
         ..PLAIN
     },
     BuiltinKind {

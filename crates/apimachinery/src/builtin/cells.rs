@@ -114,6 +114,20 @@ pub(super) fn budget(object: &Value, now: Now) -> Vec<Value> {
     ]
 }
 
+pub(super) fn quota(object: &Value, now: Now) -> Vec<Value> {
+    let hard = object["status"]["hard"].as_object();
+    let each = |is_limit: bool| {
+        let all = hard.into_iter().flatten();
+        let mut shown: Vec<String> = { all }
+            .filter(|(name, _)| name.starts_with("limits.") == is_limit)
+            .map(|(name, limit)| format!("{name}: {}/{}", text(&object["status"]["used"][name]), text(limit)))
+            .collect();
+        shown.sort();
+        json!(shown.join(", "))
+    };
+    vec![name(object), each(false), each(true), created(object, now)]
+}
+
 pub(super) fn storage_class(object: &Value, now: Now) -> Vec<Value> {
     let annotations = &object["metadata"]["annotations"];
     let is_default =

@@ -8,6 +8,7 @@ mod event;
 mod pod;
 mod pod_validation;
 mod policy;
+pub mod quota;
 mod storage;
 mod types;
 

@@ -143,6 +143,7 @@ fn build() -> Definitions {
         core::PersistentVolume,
         core::PersistentVolumeClaim,
         core::Pod,
+        core::ResourceQuota,
         core::Secret,
         core::Service,
         core::ServiceAccount,

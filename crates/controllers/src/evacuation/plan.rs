@@ -45,6 +45,11 @@ pub fn plan(o: &Observed) -> Plan {
             plan.because(why);
             remember_cordon(&mut plan, o, &old);
         }
+        Decision::Overtake => {
+            plan.because("its queued update gives way to the evacuation");
+            remember_cordon(&mut plan, o, &old);
+            operations::call_off(&mut plan, &o.machine.operations, annotation::WORKLOAD_UPDATE);
+        }
         Decision::Evacuate => {
             remember_cordon(&mut plan, o, &old);
             evacuate(&mut plan, o, &new);
@@ -61,6 +66,8 @@ enum Decision {
     TakeBack(&'static str),
     /// There is a mark and nothing to do now.
     Wait(&'static str),
+    /// There is a mark, and an update of the platform's own waits in a later class of the queue.
+    Overtake,
     /// There is a mark, and an operation is due (or soon).
     Evacuate,
 }
@@ -91,8 +98,18 @@ fn decide(o: &Observed, status: &InstanceStatus, cancelled: bool) -> Decision {
         return Decision::Wait("the VM is being deleted");
     }
     let phase = vm.status.as_ref().and_then(|status| status.phase);
-    if o.machine.operations.iter().any(|op| !op.is_final() && op.object.spec.type_.is_migration()) {
-        return Decision::Wait("a migration is under way");
+    let mut moves = o
+        .machine
+        .operations
+        .iter()
+        .filter(|op| !op.is_final() && op.object.spec.type_.is_migration())
+        .peekable();
+    if moves.peek().is_some() {
+        let gives_way = |op: &Operation| op.queued && op.is_marked(annotation::WORKLOAD_UPDATE);
+        return match moves.all(gives_way) {
+            true => Decision::Overtake,
+            false => Decision::Wait("a migration is under way"),
+        };
     }
     if phase != Some(VmPhase::Running) || status.state != Some(InstanceState::Running) {
         return Decision::Wait("the VM is not running");

@@ -69,7 +69,11 @@ fn settle(o: &mut Observed) -> Plan {
                 assert!(
                     o.machine.operations.iter().all(|op| op.object.metadata.name != object.metadata.name)
                 );
-                o.machine.operations.push(Operation { object: Arc::new(object), copying: false });
+                o.machine.operations.push(Operation {
+                    object: Arc::new(object),
+                    copying: false,
+                    queued: false,
+                });
             }
             Effect::Patch(patch) if patch.target.api.kind == "Instance" => merge(&mut instance, &patch.body),
             Effect::Patch(patch) => {
@@ -197,6 +201,24 @@ fn a_deleted_evacuation_is_the_wish_to_stay() {
     settle(&mut o);
     assert_eq!(mark(&o), None);
     assert!(!is_held(&o.machine.operations[0]));
+}
+
+// MM W5 (decision).
+#[test]
+fn a_queued_update_gives_way_and_one_that_has_begun_does_not() {
+    for queued in [true, false] {
+        let mut o = observed();
+        settle(&mut o);
+        let mut update = (*o.machine.operations[0].object).clone();
+        update.metadata.name = Some("firmware-update-x".into());
+        update.metadata.finalizers = None;
+        update.metadata.annotations = Some([(annotation::WORKLOAD_UPDATE.into(), "true".into())].into());
+        o.machine.operations = vec![Operation { object: Arc::new(update), copying: false, queued }];
+        let deletes = plan(&o).effects.iter().any(|effect| matches!(effect, Effect::Delete { .. }));
+        assert_eq!(deletes, queued);
+        Arc::make_mut(&mut o.machine.operations[0].object).metadata.annotations = None;
+        assert!(plan(&o).is_empty(), "a user's own is waited for");
+    }
 }
 
 #[test]

@@ -43,7 +43,11 @@ fn settle(o: &mut Observed) -> Vec<String> {
                     serde_json::from_value(create.object.value.clone()).unwrap();
                 let name = object.spec.virtual_machine_name.clone();
                 assert!(object.metadata.name.as_ref().unwrap().starts_with("firmware-update-"));
-                of(o, &name).operations.push(Operation { object: Arc::new(object), copying: false });
+                of(o, &name).operations.push(Operation {
+                    object: Arc::new(object),
+                    copying: false,
+                    queued: false,
+                });
                 created.push(name);
             }
             Effect::Patch(patch) => {

@@ -15,7 +15,9 @@ use holdfast_api::names::{PLATFORM_NAMESPACE, claim_name};
 use holdfast_api::source::{DataSource, ObjectRefKind};
 use holdfast_api::vm::BlockDeviceKind;
 use holdfast_api::{ClusterVirtualImage, VirtualDisk, VirtualImage, VirtualMachine};
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches, controller_of};
+use holdfast_reconcile::{
+    Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches, controller_of,
+};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
@@ -38,6 +40,7 @@ pub struct ImageController<I: Image> {
     volumes: Arc<Cache<PersistentVolume>>,
     pods: Arc<Cache<Pod>>,
     classes: Arc<Cache<StorageClass>>,
+    creations: Arc<Answers>,
     version: String,
 }
 
@@ -55,6 +58,7 @@ impl<I: Image> ImageController<I> {
             volumes: caches.cache(),
             pods: caches.cache(),
             classes: caches.cache(),
+            creations: caches.creations(),
             version: config.version.clone(),
         }
     }
@@ -188,7 +192,7 @@ impl<I: Image> Controller for ImageController<I> {
                 .map(|c| (**c).clone())
                 .collect(),
         };
-        let helpers = helpers(&self.pods, &namespace, &uid, claim, &pass.client).await;
+        let helpers = helpers((&self.pods, &self.creations), &namespace, &uid, claim, &pass.client).await;
         Ok(Some(Observed {
             now: pass.now,
             origin: self.origin(&image),

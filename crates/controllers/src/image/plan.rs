@@ -6,6 +6,8 @@ use holdfast_api::names::claim_name;
 use holdfast_api::source::{DataSourceType, ObjectRefKind};
 use holdfast_api::vd::VdPhase;
 use holdfast_api::vi::{DatasourceReady, ImagePhase, Ready, StorageClassReady, VirtualImageStatus};
+use holdfast_api::vm::BlockDeviceKind;
+use holdfast_domain::refusal::is_quota;
 use holdfast_env::Timestamp;
 use holdfast_reconcile::{Effect, NoteKind, Patch, Plan, Ref, owner_reference};
 use jiff::SignedDuration;
@@ -234,6 +236,12 @@ fn run<I: Image>(
             state.provision(message);
             state.progress = progress;
             (state, effects, running.then_some(1))
+        }
+        Outcome::Refused(why) => {
+            // Images of the cluster have no quota of their own to speak of (api.md A6).
+            let quota = is_quota(&why) && I::DEVICE != BlockDeviceKind::ClusterVirtualImage;
+            state.wait(if quota { Ready::QuotaExceeded } else { Ready::ProvisioningNotStarted }, why);
+            (state, effects, None)
         }
         Outcome::Done(mut facts) => {
             // A copy keeps what is known about its origin: an ISO stays one.

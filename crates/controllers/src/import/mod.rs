@@ -80,6 +80,8 @@ pub struct Helpers {
     pub pods: Vec<Pod>,
     /// Last progress line of the running pod.
     pub progress: Option<Progress>,
+    /// Why the API last refused to create one of them.
+    pub refused: Option<String>,
 }
 
 /// Where a job stands.
@@ -94,6 +96,8 @@ pub enum Outcome {
         /// A sentence.
         message: String,
     },
+    /// The API does not let a helper be created (a quota, a rule): it is tried again.
+    Refused(String),
     /// The data is complete.
     Done(Facts),
     /// It failed for good: the claim and the pods go.
@@ -127,9 +131,11 @@ impl Job {
             Some(size) => self.fill(helpers, size),
             None => self.probe(helpers),
         };
-        match outcome {
-            Outcome::Failed(text) => (Outcome::Failed(text), remove(helpers)),
-            other @ (Outcome::Clearing | Outcome::Working { .. } | Outcome::Done(_)) => (other, effects),
+        let creates = effects.iter().any(|effect| matches!(effect, Effect::Create(_)));
+        match (outcome, &helpers.refused) {
+            (Outcome::Failed(text), _) => (Outcome::Failed(text), remove(helpers)),
+            (_, Some(why)) if creates => (Outcome::Refused(why.clone()), effects),
+            (other, _) => (other, effects),
         }
     }
 
@@ -176,7 +182,7 @@ impl Job {
             Ending::Result(Result_::Failed { message }) => (Outcome::Failed(message), vec![]),
             Ending::Result(Result_::Done(facts)) => {
                 let bytes = i64::try_from(facts.virtual_size_bytes).unwrap_or(i64::MAX);
-                let claim = Create::of(&objects::claim(self, bytes));
+                let claim = self.create(&objects::claim(self, bytes));
                 (Outcome::working("The volume is being created."), vec![claim.into()])
             }
         }
@@ -184,7 +190,7 @@ impl Job {
 
     fn fill(&self, helpers: &Helpers, size: i64) -> (Outcome, Vec<Effect>) {
         let Some(claim) = &helpers.claim else {
-            let create = Create::of(&objects::claim(self, size));
+            let create = self.create(&objects::claim(self, size));
             return (Outcome::working("The volume is being created."), vec![create.into()]);
         };
         if claim.metadata.deletion_timestamp.is_some() {
@@ -209,13 +215,17 @@ impl Job {
         }
     }
 
+    fn create<K: kube::Resource<DynamicType = ()> + serde::Serialize>(&self, helper: &K) -> Create {
+        Create::of(helper).remembered_for(Some(&self.uid))
+    }
+
     fn create_pod(&self, mut pod: Pod, purpose: &str) -> Create {
         let prefix = format!("{IMPORTER_POD_PREFIX}{}", self.name);
         debug_assert!(!prefix.starts_with(LAUNCHER_POD_PREFIX), "importers are no launchers");
         let purpose = format!("{purpose}-{}", self.generation);
         let mut names = (0..POD_NAMES).map(|n| derived_name(&prefix, &self.uid, &purpose, n));
         pod.metadata.name = names.next();
-        Create::of(&pod).or_named(names).identified_by(&[GENERATION_LABEL, TASK_LABEL])
+        self.create(&pod).or_named(names).identified_by(&[GENERATION_LABEL, TASK_LABEL])
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use holdfast_api::NodeMaintenance;
 use holdfast_api::maintenance::LEASE_PREFIX;
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Answer, Cache, Caches, Controller, Error, Evictions, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Answer, Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::{Api, ResourceExt as _};
@@ -44,7 +44,7 @@ pub struct NodeMaintenanceController {
     pods: Arc<Cache<Pod>>,
     leases: Arc<Cache<Lease>>,
     namespaces: Arc<Cache<Namespace>>,
-    evictions: Arc<Evictions>,
+    evictions: Arc<Answers>,
     lease_namespace: String,
 }
 

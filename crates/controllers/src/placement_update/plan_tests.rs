@@ -61,7 +61,7 @@ fn settle(o: &mut Observed) -> Plan {
             }
             Effect::Create(_) => {
                 let object = Arc::new(created(&plan).unwrap());
-                o.machine.operations.push(Operation { object, copying: false });
+                o.machine.operations.push(Operation { object, copying: false, queued: false });
             }
             Effect::Delete { target, .. } => {
                 o.machine.operations.retain(|op| name(&op.object) != target.name);
@@ -140,7 +140,7 @@ fn what_makes_it_wait() {
     let mut busy = observed(false);
     let spec = created(&plan(&busy)).unwrap().spec;
     let other = Arc::new(VirtualMachineOperation::new("mine", spec));
-    busy.machine.operations.push(Operation { object: other, copying: false });
+    busy.machine.operations.push(Operation { object: other, copying: false, queued: false });
     assert!(created(&plan(&busy)).is_none());
     let mut moved = observed(false);
     let end = Some(Time(at(-10)));

@@ -12,7 +12,7 @@ use holdfast_api::source::ObjectRefKind;
 use holdfast_api::vi::ImagePhase;
 use holdfast_api::vm::BlockDeviceKind;
 use holdfast_api::{ClusterVirtualImage, VirtualDisk, VirtualImage, VirtualMachine};
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
@@ -33,6 +33,7 @@ pub struct VdController {
     claims: Arc<Cache<PersistentVolumeClaim>>,
     pods: Arc<Cache<Pod>>,
     classes: Arc<Cache<StorageClass>>,
+    creations: Arc<Answers>,
     version: String,
 }
 
@@ -48,6 +49,7 @@ impl VdController {
             claims: caches.cache(),
             pods: caches.cache(),
             classes: caches.cache(),
+            creations: caches.creations(),
             version: config.version.clone(),
         }
     }
@@ -193,7 +195,7 @@ impl Controller for VdController {
         let Some(disk) = self.disks.get(key) else { return Ok(None) };
         let uid = disk.uid().unwrap_or_default();
         let claim = self.claims.named(&key.namespace, &claim_name("vd", &key.name, &uid));
-        let helpers = helpers(&self.pods, &key.namespace, &uid, claim, &pass.client).await;
+        let helpers = helpers((&self.pods, &self.creations), &key.namespace, &uid, claim, &pass.client).await;
         Ok(Some(Observed {
             now: pass.now,
             source_image: self.source_image(&disk),
@@ -219,7 +221,7 @@ fn source_disk(source: &holdfast_api::source::DataSource, namespace: &str) -> Op
 
 /// Helper objects of an owner, with the running importer's last progress line.
 pub(crate) async fn helpers(
-    pods: &Cache<Pod>,
+    (pods, creations): (&Cache<Pod>, &Answers),
     namespace: &str,
     uid: &str,
     claim: Option<Arc<PersistentVolumeClaim>>,
@@ -237,7 +239,8 @@ pub(crate) async fn helpers(
         Some(pod) => last_progress(client, namespace, &pod.name_any()).await,
         None => None,
     };
-    Helpers { claim: claim.map(|claim| (*claim).clone()), pods, progress }
+    let refused = creations.of(uid).and_then(|answer| answer.refused);
+    Helpers { claim: claim.map(|claim| (*claim).clone()), pods, progress, refused }
 }
 
 /// The last progress line a pod printed; unreadable logs are no progress, not an error.

@@ -216,6 +216,11 @@ fn run(o: &Observed, mut state: State, source: From, storage: Choice) -> (State,
             state.shows_progress = !blank;
             (state, effects, wake.then_some(1))
         }
+        Outcome::Refused(why) => {
+            let quota = holdfast_domain::refusal::is_quota(&why);
+            state.wait(if quota { Ready::QuotaExceeded } else { Ready::ProvisioningNotStarted }, why);
+            (state, effects, None)
+        }
         Outcome::Done(_) => {
             state.ready();
             (state, Vec::new(), None)

@@ -141,6 +141,8 @@ fn user_roles() -> Vec<(&'static str, &'static [&'static str], Value)> {
         "persistentvolumeclaims",
         "serviceaccounts",
         "events",
+        "resourcequotas",
+        "resourcequotas/status",
         "services",
     ];
     let user_groups = ["virtualization.deckhouse.io", "subresources.virtualization.deckhouse.io"];
@@ -321,6 +323,7 @@ fn machine_roles() -> Vec<(&'static str, &'static [&'static str], Value)> {
                     &["get", "list", "watch", "create", "update", "patch", "delete"]
                 ),
                 rule(&["storage.k8s.io", "scheduling.k8s.io"], &["*"], &WRITE),
+                rule(&[""], &["resourcequotas"], &READ),
                 rule(&["policy"], &["poddisruptionbudgets"], &READ),
                 rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], &WRITE),
                 leases,

@@ -99,6 +99,7 @@ impl Txn<'_> {
             let terminating = existing.value()["metadata"]["deletionTimestamp"].is_string();
             return Err(Status::already_exists(&kind.group_resource(), &name, terminating));
         }
+        self.within_quota(served, namespace, &value, None)?;
         if call.dry_run {
             return Ok(Shown::Value(value));
         }

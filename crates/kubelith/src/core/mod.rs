@@ -12,6 +12,7 @@ mod escalation;
 mod evict;
 mod patch;
 mod pods;
+mod quota;
 mod read;
 mod scale;
 mod txn;
@@ -108,6 +109,8 @@ impl Core {
             entropy: Mutex::new(entropy.stream("kubelith")),
         };
         core.begin().refresh_registry();
+        // What was written before the last end may have been accounted after it, which never came.
+        let _ = core.begin().recount_all();
         Ok(core)
     }
 

@@ -73,14 +73,14 @@ impl<'a> Txn<'a> {
     pub fn put(&self, served: &Served, value: Value, previous: Option<&Arc<Object>>) -> Arc<Object> {
         let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
         let object = self.commit(served, kind, value, previous);
-        self.after(served, &object, false);
+        self.after(served, previous, &object, false);
         object
     }
 
     /// Removes an object whose last state is `value`; returns that state with the revision of the removal.
     pub fn remove(&self, served: &Served, value: Value, previous: &Arc<Object>) -> Arc<Object> {
         let object = self.commit(served, EventKind::Deleted, value, Some(previous));
-        self.after(served, &object, true);
+        self.after(served, Some(previous), &object, true);
         object
     }
 
@@ -112,14 +112,15 @@ impl<'a> Txn<'a> {
     }
 
     /// Consequences inside the control plane of a committed change.
-    fn after(&self, served: &Served, object: &Object, removed: bool) {
+    fn after(&self, served: &Served, previous: Option<&Arc<Object>>, object: &Object, removed: bool) {
         if served.is("apiextensions.k8s.io", "customresourcedefinitions") {
             self.refresh_registry();
         }
         if removed && let Some(definition) = &served.definition {
             self.finish_definition(definition);
         }
-        let _ = object;
+        // It fails only where quotas are not served, and then there are none.
+        let _ = self.account(served, previous, object, removed);
     }
 
     /// Builds the admission request of a write.

@@ -104,6 +104,7 @@ impl Txn<'_> {
         if same_but_times(&after, &before) {
             return Ok(Written { shown: Shown::Stored(old.clone()), created: false, warnings });
         }
+        self.within_quota(served, &old.key.namespace, &after, Some(&before))?;
         if call.dry_run {
             return Ok(Written { shown: Shown::Value(after), created: false, warnings });
         }

@@ -5,10 +5,12 @@
 
 mod config;
 mod drain;
+mod firmware;
 mod foresight;
 mod maintenance;
 mod moves;
 mod nodes;
 mod operators;
+mod quota;
 mod vm;
 mod world;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use holdfast_api::engine::{Instance, InstanceState, Migration};
 use holdfast_api::names::{PLATFORM_NAMESPACE, label};
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
 use kube::ResourceExt as _;
 
 use crate::Config;
@@ -34,6 +34,8 @@ pub struct Observed {
     pub boots: BTreeMap<String, String>,
     /// Image of a launcher made now.
     pub image: String,
+    /// Why the API last refused to create its launcher pod.
+    pub refused: Option<String>,
 }
 
 /// The controller of Instances.
@@ -43,6 +45,8 @@ pub struct InstanceController {
     pods: Arc<Cache<Pod>>,
     leases: Arc<Cache<Lease>>,
     migrations: Arc<Cache<Migration>>,
+    quotas: Arc<Cache<ResourceQuota>>,
+    creations: Arc<Answers>,
     launchers: Launchers,
 }
 
@@ -55,6 +59,8 @@ impl InstanceController {
             pods: caches.cache(),
             leases: caches.cache(),
             migrations: caches.cache(),
+            quotas: caches.cache(),
+            creations: caches.creations(),
             launchers: Launchers::new(caches, config),
         }
     }
@@ -119,6 +125,16 @@ impl Controller for InstanceController {
                 false => Vec::new(),
             }
         });
+        // A quota that was raised, or has room again, lets those start that it refused.
+        let (instances, creations) = (self.instances.clone(), self.creations.clone());
+        on.map(&*self.quotas, move |quota| {
+            let all = instances.in_namespace(&quota.namespace().unwrap_or_default());
+            let refused = |instance: &Instance| {
+                let answer = creations.of(instance.metadata.uid.as_deref()?)?;
+                answer.refused
+            };
+            all.iter().filter(|instance| refused(instance).is_some()).map(|i| Key::of(&**i)).collect()
+        });
         // Leases are renewed every few seconds: only Instances that a change concerns are woken.
         let instances = self.instances.clone();
         on.map(&*self.leases, move |lease| {
@@ -149,6 +165,8 @@ impl Controller for InstanceController {
             .collect();
         let named = instance.status.as_ref().and_then(|status| status.migration.as_ref());
         let migration = named.and_then(|named| self.migrations.named(&key.namespace, &named.name));
+        let uid = instance.metadata.uid.clone().unwrap_or_default();
+        let refused = self.creations.of(&uid).and_then(|answer| answer.refused);
         Ok(Some(Observed {
             now: pass.now,
             jitter: pass.entropy.below(1001),
@@ -157,6 +175,7 @@ impl Controller for InstanceController {
             migration,
             boots,
             image: self.launchers.image(),
+            refused,
         }))
     }
 

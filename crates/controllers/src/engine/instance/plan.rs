@@ -20,6 +20,8 @@ use super::observe::Observed;
 pub mod reason {
     /// Waiting for the start back-off.
     pub const BACK_OFF: &str = "BackOff";
+    /// The API does not let its pod be created: a quota, a rule.
+    pub const FAILED_CREATE: &str = "FailedCreate";
     /// The scheduler found no node.
     pub const UNSCHEDULABLE: &str = "Unschedulable";
     /// The pod has a node, the node has no live agent.
@@ -53,7 +55,9 @@ pub fn plan(o: &Observed) -> Plan {
         let pod = launcher_pod::build(&o.instance, &o.image);
         let names = launcher_pod::names(&o.instance, &launcher_pod::purpose(&o.instance));
         let create = Create::of(&pod).or_named(names.into_iter().skip(1)).identified_by(&[label::EPOCH]);
-        plan.then(create);
+        let vm = Ref::owner_of(&*o.instance).unwrap_or_else(|| Ref::identity(&*o.instance));
+        let create = create.refusal_told_to(Some(vm), reason::FAILED_CREATE);
+        plan.then(create.remembered_for(o.instance.metadata.uid.as_deref()));
     }
     for pod in &o.pods {
         if step.is_over(pod) {
@@ -226,7 +230,8 @@ impl Step {
         }
         let Some(pod) = o.pods.iter().find(|pod| self.is_candidate(pod)) else {
             self.create_pod = true;
-            return self.become_state(InstanceState::Placing, None, "");
+            let reason = o.refused.as_ref().map(|_| reason::FAILED_CREATE);
+            return self.become_state(InstanceState::Placing, reason, o.refused.clone().unwrap_or_default());
         };
         if is_final(pod) {
             let text = pod_failure(pod);

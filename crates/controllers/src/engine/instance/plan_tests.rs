@@ -32,6 +32,7 @@ fn observed(instance: Instance) -> Observed {
         migration: None,
         boots: BTreeMap::from([("n1".into(), "boot-a".into())]),
         image: "holdfast/launcher:1.0".into(),
+        refused: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use holdfast_api::engine::{Instance, Migration, MigrationState};
 use holdfast_api::names::label;
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -29,6 +29,8 @@ pub struct Observed {
     pub source_lost: Option<Timestamp>,
     /// Image of a launcher made now.
     pub image: String,
+    /// Why the API refused to create the target pod, since the move has its slot.
+    pub refused: Option<String>,
 }
 
 impl Observed {
@@ -52,6 +54,7 @@ pub struct MigrationController {
     instances: Arc<Cache<Instance>>,
     pods: Arc<Cache<Pod>>,
     leases: Arc<Cache<Lease>>,
+    creations: Arc<Answers>,
     launchers: Launchers,
 }
 
@@ -64,8 +67,17 @@ impl MigrationController {
             instances: caches.cache(),
             pods: caches.cache(),
             leases: caches.cache(),
+            creations: caches.creations(),
             launchers: Launchers::new(caches, config),
         }
+    }
+}
+
+impl MigrationController {
+    fn refused(&self, migration: &Migration) -> Option<String> {
+        let answer = self.creations.of(migration.metadata.uid.as_deref()?)?;
+        let slot_at = migration.status.as_ref()?.slot_at.as_ref()?.0;
+        answer.refused.filter(|_| answer.at >= slot_at)
     }
 }
 
@@ -117,7 +129,8 @@ impl Controller for MigrationController {
         let pods = instance.as_ref().map(|instance| launcher_pods(&self.pods, instance)).unwrap_or_default();
         let source_lost = instance.as_ref().and_then(|instance| node_lost_since(&self.leases, instance));
         let image = self.launchers.image();
-        Ok(Some(Observed { now: pass.now, migration, instance, pods, source_lost, image }))
+        let refused = self.refused(&migration);
+        Ok(Some(Observed { now: pass.now, migration, instance, pods, source_lost, image, refused }))
     }
 
     fn plan(observed: &Observed) -> Plan {

@@ -68,7 +68,8 @@ pub fn plan(o: &Observed) -> Plan {
     plan.set_status(&*o.migration, Some(&old), &new);
     if let Some(create) = target {
         let name = create.object.value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        plan.then(create.refusal_told_to(Some(events::operation(&o.migration)), "FailedCreate"));
+        let create = create.refusal_told_to(Some(events::operation(&o.migration)), "FailedCreate");
+        plan.then(create.remembered_for(o.migration.metadata.uid.as_deref()));
         events::created(&mut plan, o, &name);
     }
     events::changed(&mut plan, o, &old, &new);
@@ -149,13 +150,16 @@ impl Step<'_> {
                 self.say(None, "Waiting until an earlier launcher of the VM is gone.");
                 return;
             }
+            if let Some(why) = self.o.refused.clone() {
+                return self.refused(why);
+            }
             let source = self.new.source.clone().unwrap_or_default();
             let pod = target_pod::build(&instance, &self.o.migration, &source.node, &self.o.image);
             let names = target_pod::names(&instance, &self.o.migration);
             let create =
                 Create::of(&pod).or_named(names.into_iter().skip(1)).identified_by(&[label::MIGRATION_UID]);
             self.target = Some(create);
-            return self.say(None, "The target is being scheduled.");
+            return self.say(Some(rules::CREATING_TARGET), "The target pod is being created.");
         };
         if is_final(&pod) || pod.metadata.deletion_timestamp.is_some() {
             return self.fail("TargetLost", "The target pod shut down during the migration.");
@@ -177,6 +181,16 @@ impl Step<'_> {
         } else {
             self.say(None, "The target is being prepared.");
         }
+    }
+
+    /// The API does not let the target pod be created (a quota, a rule): the slot serves others until it is
+    /// tried again.
+    fn refused(&mut self, why: String) {
+        self.new.state = Some(MigrationState::Queued);
+        self.new.queued_at = Some(Time(self.o.now));
+        self.new.slot_at = None;
+        self.new.source = None;
+        self.say(Some(rules::TARGET_REFUSED), why);
     }
 
     fn unscheduled(&mut self, pod: &Pod, slot_at: Timestamp) {

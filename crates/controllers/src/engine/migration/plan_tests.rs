@@ -40,6 +40,7 @@ fn observed() -> Observed {
         pods: vec![pod("source", "p1", Some("n1"), None)],
         source_lost: None,
         image: "holdfast/launcher:1.0".into(),
+        refused: None,
     }
 }
 

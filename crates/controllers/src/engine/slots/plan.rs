@@ -7,6 +7,7 @@ use holdfast_api::engine::{
     Failure, MigrationResult, MigrationSource, MigrationState, MigrationStatus, MigrationTarget,
 };
 use holdfast_domain::{backoff, migration as rules};
+use holdfast_env::Timestamp;
 use holdfast_reconcile::{Patch, Plan};
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Pod;
@@ -70,6 +71,10 @@ fn grant_slots(plan: &mut Plan, o: &Observed) {
     queue.sort_by_key(|m| order(o, m));
     for m in queue {
         let Some(node) = source_node(m) else { continue };
+        if let Some(at) = refused_until(m).filter(|at| o.now < *at) {
+            plan.wake_at(at);
+            continue;
+        }
         let waiting = if taken >= o.able_nodes {
             Some(format!(
                 "Waiting for a free migration slot: the cluster limit of {} is reached.",
@@ -90,13 +95,20 @@ fn grant_slots(plan: &mut Plan, o: &Observed) {
             leaving.insert(node.clone());
             new.state = Some(MigrationState::Placing);
             new.slot_at = Some(Time(o.now));
-            new.reason = None;
-            new.message = Some("The target is being scheduled.".to_owned());
+            new.reason = Some(rules::CREATING_TARGET.to_owned());
+            new.message = Some("The target pod is being created.".to_owned());
             new.source = Some(MigrationSource { node, ..MigrationSource::default() });
             plan.because(format!("{} may start", name(m)));
         }
         write(plan, m, &old, &new);
     }
+}
+
+/// When a move is tried again whose target pod the API did not let us create.
+fn refused_until(m: &Move) -> Option<Timestamp> {
+    let status = status(m);
+    let refused = status.reason.as_deref() == Some(rules::TARGET_REFUSED);
+    status.queued_at.filter(|_| refused).map(|at| backoff::after(at.0, rules::REFUSED_AGAIN_S))
 }
 
 /// Not being called off, there is a guest to move, and nothing of an earlier try is left.
@@ -105,7 +117,7 @@ fn may_start(m: &Move) -> bool {
 }
 
 /// Class (better with waiting), then age, then uid.
-fn order(o: &Observed, m: &Move) -> (i32, Option<holdfast_env::Timestamp>, String) {
+fn order(o: &Observed, m: &Move) -> (i32, Option<Timestamp>, String) {
     let created = m.migration.metadata.creation_timestamp.as_ref().map(|t| t.0);
     let waited = created.map_or(0, |created| o.now.duration_since(created).as_secs());
     let class = rules::aged_class(m.migration.spec.class, waited);

@@ -144,19 +144,9 @@ fn follow(o: &Observed, migration: &Migration, phase: VmopPhase) -> Outcome {
         ..Outcome::stage(VmopPhase::InProgress, completed, message)
     };
     match status.state.unwrap_or_default() {
-        MigrationState::Queued => {
-            let text = match said.is_empty() {
-                true => "The operation has been queued; waiting for the queue to be processed.".to_owned(),
-                false => said,
-            };
-            // A phase never goes back.
-            let phase = if phase == VmopPhase::InProgress { phase } else { VmopPhase::Pending };
-            let outcome = Outcome::stage(phase, Completed::MigrationPending, text);
-            // Nor does a percentage: a move that is queued again keeps it.
-            let begun = phase == VmopPhase::InProgress;
-            Outcome { progress: (!begun).then_some(0), ..outcome }
-        }
+        MigrationState::Queued => queued(&status, said, phase),
         MigrationState::Placing => match status.reason.as_deref() {
+            Some(rules::CREATING_TARGET) => queued(&status, said, phase),
             Some("Unschedulable") => begun(Completed::TargetUnschedulable, said, 2),
             Some("WaitingForSyncSlot") => begun(Completed::WaitingForSyncSlot, said, 4),
             Some("TargetDiskError") => begun(Completed::TargetDiskError, said, 3),
@@ -180,6 +170,24 @@ fn follow(o: &Observed, migration: &Migration, phase: VmopPhase) -> Outcome {
         }
         MigrationState::Failed | MigrationState::Aborted => failed(&status),
     }
+}
+
+/// There is no target pod yet.
+fn queued(status: &MigrationStatus, said: String, phase: VmopPhase) -> Outcome {
+    let text = match said.is_empty() {
+        true => "The operation has been queued; waiting for the queue to be processed.".to_owned(),
+        false => said,
+    };
+    let refused = status.reason.as_deref() == Some(rules::TARGET_REFUSED);
+    let completed = match refused && holdfast_domain::refusal::is_quota(&text) {
+        true => Completed::QuotaExceeded,
+        false => Completed::MigrationPending,
+    };
+    // A phase never goes back.
+    let phase = if phase == VmopPhase::InProgress { phase } else { VmopPhase::Pending };
+    // Nor does a percentage: a move that is queued again keeps it.
+    let begun = phase == VmopPhase::InProgress;
+    Outcome { progress: (!begun).then_some(0), ..Outcome::stage(phase, completed, text) }
 }
 
 fn failed(status: &MigrationStatus) -> Outcome {

@@ -164,10 +164,13 @@ fn conclude(plan: &mut Plan, o: &Observed, outcome: &Outcome) {
     };
     plan.because(format!("{}: {:?}", outcome.phase, outcome.completed));
     plan.set_status(&*o.operation, Some(&old), &new);
-    if outcome.phase == old.phase {
+    let waits = outcome.completed == Completed::QuotaExceeded
+        && get::<Completed>(&old.conditions) != Some(Completed::QuotaExceeded);
+    if outcome.phase == old.phase && !waits {
         return;
     }
     let event = match outcome.phase {
+        _ if waits => Some(("VirtualMachineOperationPending", NoteKind::Warning)),
         VmopPhase::Completed => Some(("VirtualMachineOperationSucceeded", NoteKind::Normal)),
         VmopPhase::Failed => Some(("VirtualMachineOperationFailed", NoteKind::Warning)),
         VmopPhase::InProgress => Some(("VirtualMachineOperationInProgress", NoteKind::Normal)),
