@@ -100,7 +100,7 @@ impl Tools<'_> {
         };
         let step = if patch.status { "write status of" } else { "change" };
         let reply = reply.map_err(|source| Error::api(step, target, source))?;
-        metrics::write(&self.metrics, self.controller, if patch.status { "patch_status" } else { "patch" });
+        metrics::write(self.metrics, self.controller, if patch.status { "patch_status" } else { "patch" });
         if let (Some(uid), Some(seen), Some(after)) =
             (&target.uid, &target.resource_version, &reply.metadata.resource_version)
         {
@@ -158,7 +158,7 @@ impl Tools<'_> {
         debug!(%object, "create");
         match api.create(&params, &parsed).await {
             Ok(reply) => {
-                metrics::write(&self.metrics, self.controller, "create");
+                metrics::write(self.metrics, self.controller, "create");
                 self.learn(&object.api, &reply);
                 Ok(true)
             }
@@ -194,7 +194,7 @@ impl Tools<'_> {
         debug!(%target, "delete");
         match api.delete(&target.name, &params).await {
             Ok(reply) => {
-                metrics::write(&self.metrics, self.controller, "delete");
+                metrics::write(self.metrics, self.controller, "delete");
                 // Held by a finalizer: the reply shows the deletion mark.
                 if let Some(object) = reply.left()
                     && object.metadata.deletion_timestamp.is_some()
@@ -225,7 +225,7 @@ impl Tools<'_> {
             .await;
         let refused = match reply {
             Ok(_) => {
-                metrics::write(&self.metrics, self.controller, "evict");
+                metrics::write(self.metrics, self.controller, "evict");
                 None
             }
             // It is gone, or another of its name has come.
