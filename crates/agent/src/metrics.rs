@@ -148,6 +148,7 @@ mod tests {
             dirty_bytes_s: 7,
             throttle_pct: 0,
             rate_bytes_s: 8,
+            not_converging: false,
         };
         let mut page = Page::default();
         write(&mut page, "n1", &[("shop".into(), "web".into(), progress)]);

@@ -6,7 +6,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use holdfast_api::engine::Migration;
@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::launcher::start::StepError;
 use crate::node_agent::{Busy, NodeAgent, address_of};
 use crate::peers::{Line, Peer, PeerError, Switchboard, ask_launcher, chain};
+use crate::report::BrokenStream;
 
 /// Bytes that a proxy moves at once.
 pub const CHUNK: usize = 256 << 10;
@@ -36,9 +37,13 @@ pub struct Outgoing {
     keepers: Vec<Peer>,
     switchboard: Switchboard,
     sockets: Vec<PathBuf>,
+    broken: Broken,
     _proxies: JoinSet<()>,
     _busy: Busy,
 }
+
+/// Why a stream to the target could not be opened, as soon as one could not. QEMU sees only its end.
+type Broken = Arc<OnceLock<String>>;
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
@@ -64,6 +69,7 @@ impl Outgoing {
         let run = agent.pods.run(&id.pod_uid);
         let mut proxies = JoinSet::new();
         let mut sockets = vec![];
+        let broken = Broken::default();
         let control = Open::Control { migration_uid: uid.to_owned(), target: target_id.clone() };
         let memory = Open::Memory { migration_uid: uid.to_owned(), target: target_id };
         for (name, open) in [(SOCKET_CONTROL_OUT, control), (SOCKET_MEMORY_OUT, memory)] {
@@ -72,7 +78,7 @@ impl Outgoing {
             let listener = agent.outside.sockets.bind(&path, Access::AnyUser);
             let listener = listener.map_err(|e| StepError::NotYet(e.to_string()))?;
             sockets.push(path);
-            proxies.spawn(proxy(agent.clone(), listener, target.clone(), open));
+            proxies.spawn(proxy(agent.clone(), listener, target.clone(), open, broken.clone()));
         }
         let config = migration.status.as_ref().and_then(|s| s.config.clone()).unwrap_or_default();
         let config = MoveConfig {
@@ -93,6 +99,7 @@ impl Outgoing {
             keepers,
             switchboard,
             sockets,
+            broken,
             _proxies: proxies,
             _busy: busy,
         })
@@ -101,6 +108,11 @@ impl Outgoing {
     /// Uid of the Migration.
     pub fn uid(&self) -> &str {
         &self.uid
+    }
+
+    /// Why the target could not be reached, if that is why the move ends.
+    pub fn broken(&self) -> Option<BrokenStream> {
+        Some(BrokenStream { uid: self.uid.clone(), why: self.broken.get()?.clone() })
     }
 
     /// Limits of the move.
@@ -152,7 +164,13 @@ fn target_of(agent: &NodeAgent, migration: &Migration, id: &Id) -> Result<(Peer,
 }
 
 /// Passes every connection of the launcher on to the target.
-async fn proxy(agent: Arc<NodeAgent>, mut listener: Box<dyn StreamListener>, target: Peer, open: Open) {
+async fn proxy(
+    agent: Arc<NodeAgent>,
+    mut listener: Box<dyn StreamListener>,
+    target: Peer,
+    open: Open,
+    broken: Broken,
+) {
     let mut streams = JoinSet::new();
     loop {
         let mut from = match listener.accept().await {
@@ -162,7 +180,7 @@ async fn proxy(agent: Arc<NodeAgent>, mut listener: Box<dyn StreamListener>, tar
                 return;
             }
         };
-        let (agent, target, open) = (agent.clone(), target.clone(), open.clone());
+        let (agent, target, open, broken) = (agent.clone(), target.clone(), open.clone(), broken.clone());
         streams.spawn(async move {
             let opened = async { Line::open(&*agent.outside.peers, &target).await?.into_stream(open).await };
             match opened.await {
@@ -172,7 +190,10 @@ async fn proxy(agent: Arc<NodeAgent>, mut listener: Box<dyn StreamListener>, tar
                     tracing::debug!(node = %target.node, ?done, "a stream of a move ended");
                 }
                 Err(error) => {
-                    tracing::warn!(node = %target.node, error = %chain(&error), "a stream of a move was not opened");
+                    let error = chain(&error);
+                    tracing::warn!(node = %target.node, error, "a stream of a move was not opened");
+                    // Before `from` is closed: the launcher tells of the end only afterwards.
+                    let _ = broken.set(error);
                 }
             }
         });
@@ -183,6 +204,11 @@ async fn proxy(agent: Arc<NodeAgent>, mut listener: Box<dyn StreamListener>, tar
 /// agent. None: nothing yet. No time that passes makes it certain (rule 10).
 pub async fn verdict(agent: &NodeAgent, id: &Id, uid: &str) -> Option<Verdict> {
     let migration = agent.cluster.migrations.get(uid)?;
+    if target_has_ended(&migration) {
+        // Its agent has told so for good, and its pod, with the records, may be gone since.
+        tracing::info!(%id, "undecided hand-over: the target has ended without running the guest");
+        return Some(Verdict::NeverContinued);
+    }
     let (peer, target) = match target_of(agent, &migration, id) {
         Ok(target) => target,
         Err(error) => {
@@ -247,6 +273,11 @@ async fn commit_for(agent: &NodeAgent, id: &Id, uid: &str) -> Result<(), StepErr
         Ok(result) => result.map_err(|error| StepError::NotYet(chain(&error))),
         Err(_) => Err(StepError::NotYet("the target's launcher did not answer".to_owned())),
     }
+}
+
+fn target_has_ended(migration: &Migration) -> bool {
+    let target = migration.status.as_ref().and_then(|status| status.target.as_ref());
+    target.is_some_and(|target| target.ended_at.is_some() && target.resumed_at.is_none())
 }
 
 /// Rule 7 of §2.4: only the target's own records decide, and "never continued" only when nothing can

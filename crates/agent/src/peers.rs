@@ -61,7 +61,12 @@ impl Peer {
     }
 
     fn failed(&self, source: impl Into<io::Error>) -> PeerError {
-        PeerError::Io { node: self.node.clone(), address: self.address, source: source.into() }
+        let source = source.into();
+        let source = match crate::tls::certificate_trouble(&source) {
+            Some(trouble) => io::Error::new(source.kind(), trouble),
+            None => source,
+        };
+        PeerError::Io { node: self.node.clone(), address: self.address, source }
     }
 }
 

@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 
-use holdfast_api::engine::{Abort, InstanceRef, MigrationSource, MigrationStatus, MigrationTarget, Side};
+use holdfast_api::engine::{
+    Abort, InstanceMigration, InstanceRef, Migration, MigrationResult, MigrationSource, MigrationStatus,
+    MigrationTarget, Side,
+};
 use holdfast_wire::launcher::{MigrationEvent, MoveFailure, MoveProgress};
 
 use super::*;
@@ -12,6 +15,7 @@ fn facts(vm: VmState) -> Facts {
     Facts {
         qemu_version: String::new(),
         hopeless: None,
+        broken: None,
         id: Id { instance_uid: "vm".into(), epoch: 1, pod_uid: "p".into() },
         pod_name: "virt-launcher-linux-vm-abcde".into(),
         node: "n1".into(),
@@ -308,6 +312,19 @@ fn progress_is_written_rarely_but_with_every_change_of_state() {
     assert_eq!(patch["progress"]["percent"], 75);
     let first = source_in_migration(&copying, &migration(|_| ()), NOW, false).unwrap();
     assert_eq!(first["progress"]["percent"], 75);
+    // Whether it converges is no figure: users are told at once, when it turns and when it turns back.
+    let mut stuck = copying.clone();
+    stuck.state.migration.as_mut().unwrap().progress.not_converging = true;
+    let turned = source_in_migration(&stuck, &begun, NOW, false).unwrap();
+    assert_eq!(turned["progress"]["notConverging"], true);
+    let mut known = begun.clone();
+    known.status.as_mut().unwrap().progress =
+        Some(serde_json::from_value(turned["progress"].clone()).unwrap());
+    assert!(source_in_migration(&stuck, &known, NOW, false).is_none());
+    assert_eq!(
+        source_in_migration(&copying, &known, NOW, false).unwrap()["progress"]["notConverging"],
+        false
+    );
 }
 
 #[test]
@@ -320,6 +337,17 @@ fn failures_are_told_once_and_never_after_the_end() {
         patch["failure"]["class"].as_str().map(str::to_owned)
     };
     assert_eq!(told(|_| ()).as_deref(), Some("Connection"));
+    // Of a connection that was not opened QEMU knows only that it is not there.
+    let because = |uid: &str, class: &str| {
+        let mut failed = failed.clone();
+        failed.state.migration.as_mut().unwrap().failure.as_mut().unwrap().class = class.into();
+        failed.broken = Some(BrokenStream { uid: uid.into(), why: "no such certificate".into() });
+        source_in_migration(&failed, &migration(|_| ()), NOW, false).unwrap()["failure"].clone()
+    };
+    let named = json!({"class": "TargetUnreachable", "text": "no such certificate"});
+    assert_eq!(because("m", "TransferFailed"), named);
+    assert_eq!(because("m", "NotConverging")["text"], "cut");
+    assert_eq!(because("another", "TransferFailed")["text"], "cut");
     assert_eq!(told(|s| s.failure = Some(Default::default())), None);
     assert_eq!(told(|s| s.state = Some(holdfast_api::engine::MigrationState::Failed)), None);
 }

@@ -96,6 +96,27 @@ impl Identity {
     }
 }
 
+/// What is wrong with whose certificate, when that is why a connection failed.
+pub fn certificate_trouble(error: &io::Error) -> Option<String> {
+    use rustls::AlertDescription as Alert;
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(why) => {
+            Some(format!("its certificate is not accepted on this node: {why:?}"))
+        }
+        rustls::Error::AlertReceived(
+            alert @ (Alert::UnknownCA
+            | Alert::BadCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateRequired
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::DecryptError
+            | Alert::UnsupportedCertificate),
+        ) => Some(format!("it does not accept this node's certificate: {alert:?}")),
+        _ => None,
+    }
+}
+
 fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let name = parsed.subject().iter_common_name().next()?;

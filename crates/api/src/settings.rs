@@ -81,11 +81,27 @@ pub struct VirtualizationSettings {
     /// Whether VMs that run another launcher image are moved to the present one; default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware_update: Option<bool>,
+    /// Time limits of moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live_migration: Option<LiveMigrationSettings>,
+}
+
+/// How long moves may take, under the names that KubeVirt's configuration has. A move keeps the values
+/// it was handed over with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LiveMigrationSettings {
+    /// Seconds a whole move may take for each GiB of guest memory; default 800.
+    #[serde(rename = "completionTimeoutPerGiB", default, skip_serializing_if = "Option::is_none")]
+    pub completion_timeout_per_gib: Option<i64>,
+    /// Seconds without a byte of progress after which a move is called off; default 150.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress_timeout: Option<i64>,
 }
 
 /// Keys of [`VirtualizationSettings`].
-pub const KNOWN_SETTINGS: [&str; 4] =
-    ["virtualMachineCIDRs", "addressRetentionSeconds", "launcherImage", "firmwareUpdate"];
+pub const KNOWN_SETTINGS: [&str; 5] =
+    ["virtualMachineCIDRs", "addressRetentionSeconds", "launcherImage", "firmwareUpdate", "liveMigration"];
 
 /// Seconds that a released address stays with its namespace, unless set otherwise (seed 004).
 pub const LEASE_RETENTION_S: i64 = 600;

@@ -12,13 +12,19 @@ pub enum Decision {
     Allow,
     /// Answer 429 with this text.
     Refuse(String),
+    /// The VM cannot leave. Note `status.evacuationBlockedNode` = node, so that its users are told, and
+    /// answer 429 with this text. On a dry run answer without writing.
+    RefuseAndNote {
+        /// The node that it blocks.
+        node: String,
+        /// The text of the answer.
+        text: String,
+    },
     /// Write the mark `status.evacuationNodeName` = node, then answer 429 with this text. If the
     /// mark cannot be written, answer 500. On a dry run answer without writing.
     MarkAndRefuse {
         /// The node to leave.
         node: String,
-        /// `Eviction`.
-        source: &'static str,
         /// The text of the answer.
         text: String,
     },
@@ -26,6 +32,19 @@ pub enum Decision {
 
 /// Value of `status.evacuationSource` for marks of the eviction handler.
 pub const SOURCE_EVICTION: &str = "Eviction";
+/// Value of `status.evacuationSource` for marks of the rebalancer: an uncordon leaves them, and the move has
+/// the lowest class.
+pub const SOURCE_REBALANCE: &str = "Rebalance";
+/// Annotation on an Eviction: who asks.
+pub const REQUESTED_BY: &str = "requested-by";
+/// Value of [`REQUESTED_BY`] that the rebalancer writes.
+const DESCHEDULER: &str = "sigs.k8s.io/descheduler";
+
+/// The source of a mark, by the value of [`REQUESTED_BY`].
+#[must_use]
+pub fn source(requested_by: Option<&str>) -> &'static str {
+    if requested_by == Some(DESCHEDULER) { SOURCE_REBALANCE } else { SOURCE_EVICTION }
+}
 
 /// Whether a pod is a launcher.
 #[must_use]
@@ -79,18 +98,17 @@ pub fn decide(pod: &Pod, instance: Option<&Instance>) -> Decision {
         instance.metadata.namespace.as_deref().unwrap_or_default(),
         instance.metadata.name.as_deref().unwrap_or_default()
     );
-    let can_move = migratable(instance).is_ok();
-    match instance.spec.eviction_rule {
-        EvictionRule::Stop => return Decision::Allow,
-        EvictionRule::MoveOrStop if !can_move => return Decision::Allow,
-        EvictionRule::MoveOrBlock if !can_move => {
-            return Decision::Refuse(format!(
-                "VMI {full_name} is configured with an eviction strategy but is not live-migratable"
-            ));
-        }
-        EvictionRule::MoveOrBlock | EvictionRule::MoveOrStop | EvictionRule::BlockAndMark => {}
-    }
     let pod_node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+    match (instance.spec.eviction_rule, migratable(instance)) {
+        (EvictionRule::Stop, _) | (EvictionRule::MoveOrStop, Err(_)) => return Decision::Allow,
+        (EvictionRule::MoveOrBlock, Err(why)) => {
+            let text = format!(
+                "VMI {full_name} is configured with an eviction strategy but is not live-migratable: stop it. {why}"
+            );
+            return Decision::RefuseAndNote { node: pod_node.to_owned(), text };
+        }
+        (EvictionRule::MoveOrBlock | EvictionRule::MoveOrStop, Ok(())) | (EvictionRule::BlockAndMark, _) => {}
+    }
     let is_target = pod.metadata.uid.as_deref().is_some_and(|uid| {
         let active = status.claim.as_ref().is_some_and(|claim| claim.pod_uid == uid);
         let labels = pod.metadata.labels.as_ref();
@@ -98,8 +116,13 @@ pub fn decide(pod: &Pod, instance: Option<&Instance>) -> Decision {
     });
     let marked = status.evacuation_node_name.as_deref().is_some_and(|node| !node.is_empty());
     if marked && status.evacuation_node_name.as_deref() == Some(pod_node) && !is_target {
+        let failures = status.evacuation_failures.unwrap_or_default();
+        let so_far = match (failures.count, failures.message) {
+            (1.., Some(why)) => format!(". {} of its moves failed, the last one so: {why}", failures.count),
+            _ => String::new(),
+        };
         return Decision::Refuse(format!(
-            "Evacuation in progress: Eviction triggered evacuation of VMI \"{full_name}\""
+            "Evacuation in progress: Eviction triggered evacuation of VMI \"{full_name}\"{so_far}"
         ));
     }
     if is_target {
@@ -114,7 +137,6 @@ pub fn decide(pod: &Pod, instance: Option<&Instance>) -> Decision {
     }
     Decision::MarkAndRefuse {
         node: pod_node.to_owned(),
-        source: SOURCE_EVICTION,
         text: format!("Eviction triggered evacuation of VMI \"{full_name}\""),
     }
 }
@@ -159,13 +181,30 @@ mod tests {
         assert_eq!(decide(&done, Some(&instance(true, None))), Decision::Allow);
         assert_eq!(decide(&launcher("p1", "n1"), None), Decision::Allow);
         let refuse = |text: &str| Decision::Refuse(text.to_owned());
-        assert_eq!(
-            decide(&launcher("p1", "n1"), Some(&instance(false, None))),
-            refuse("VMI shop/web is configured with an eviction strategy but is not live-migratable")
-        );
+        let Decision::RefuseAndNote { node, text } =
+            decide(&launcher("p1", "n1"), Some(&instance(false, None)))
+        else {
+            panic!("a VM that cannot move is not evicted")
+        };
+        let strategy = "VMI shop/web is configured with an eviction strategy but is not live-migratable";
+        assert!(node == "n1" && text.starts_with(strategy) && text.contains("the claim c of"), "{text}");
         assert_eq!(
             decide(&launcher("p1", "n1"), Some(&instance(true, Some("n1")))),
             refuse("Evacuation in progress: Eviction triggered evacuation of VMI \"shop/web\"")
+        );
+        let mut failed = instance(true, Some("n1"));
+        failed.status.as_mut().unwrap().evacuation_failures =
+            Some(holdfast_api::engine::EvacuationFailures {
+                count: 2,
+                message: Some("no room".into()),
+                ..Default::default()
+            });
+        assert_eq!(
+            decide(&launcher("p1", "n1"), Some(&failed)),
+            refuse(
+                "Evacuation in progress: Eviction triggered evacuation of VMI \"shop/web\". 2 of its moves \
+                 failed, the last one so: no room"
+            )
         );
         let mut target = launcher("p2", "n2");
         target.metadata.labels.as_mut().unwrap().insert(label::MIGRATION_UID.into(), "m".into());
@@ -177,7 +216,6 @@ mod tests {
             decide(&launcher("p1", "n1"), Some(&instance(true, None))),
             Decision::MarkAndRefuse {
                 node: "n1".into(),
-                source: SOURCE_EVICTION,
                 text: "Eviction triggered evacuation of VMI \"shop/web\"".into(),
             }
         );

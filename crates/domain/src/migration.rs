@@ -2,15 +2,16 @@
 //! (migration-and-maintenance.md §1.2, §3, §4).
 
 use holdfast_api::engine::{Failure, MigrationConfig, MigrationPolicy, MigrationReason};
+use holdfast_api::settings::LiveMigrationSettings;
 use holdfast_api::vmop::Completed;
 
 /// 5 Gbit/s in bytes a second.
 pub const BANDWIDTH_BYTES_S: i64 = 625_000_000;
 /// Longest stop of the guest, milliseconds.
 pub const DOWNTIME_MS: i64 = 100;
-/// Seconds allowed for each GiB of guest memory, begun 512 MiB count whole.
+/// Seconds allowed for each GiB of guest memory unless set otherwise, begun 512 MiB count whole.
 pub const COMPLETION_S_PER_GIB: i64 = 800;
-/// Seconds without progress after which a move is called off.
+/// Seconds without progress after which a move is called off, unless set otherwise.
 pub const PROGRESS_TIMEOUT_S: i64 = 150;
 /// Seconds a target pod may stay unschedulable.
 pub const UNSCHEDULABLE_S: i64 = 300;
@@ -48,22 +49,23 @@ pub fn auto_converge(policy: MigrationPolicy, force: Option<bool>) -> Result<boo
     }
 }
 
-/// Time for a whole move, seconds: 800 s a GiB, in steps that give 800 s for 512 MiB.
+/// Time for a whole move, seconds: this many a GiB, in steps that give all of it for 512 MiB.
 #[must_use]
-pub fn completion_timeout_s(memory_bytes: i64) -> i64 {
+pub fn completion_timeout_s(memory_bytes: i64, per_gib_s: i64) -> i64 {
     let gib = (memory_bytes + (1 << 30) - 1) >> 30;
-    gib.max(1) * COMPLETION_S_PER_GIB
+    gib.max(1).saturating_mul(per_gib_s)
 }
 
 /// The limits of a move, fixed at hand-off.
 #[must_use]
-pub fn config(memory_bytes: i64, auto_converge: bool) -> MigrationConfig {
+pub fn config(memory_bytes: i64, auto_converge: bool, settings: &LiveMigrationSettings) -> MigrationConfig {
+    let per_gib_s = settings.completion_timeout_per_gib.unwrap_or(COMPLETION_S_PER_GIB);
     MigrationConfig {
         bandwidth: BANDWIDTH_BYTES_S,
         downtime_ms: DOWNTIME_MS,
         auto_converge,
-        completion_timeout_s: completion_timeout_s(memory_bytes),
-        progress_timeout_s: PROGRESS_TIMEOUT_S,
+        completion_timeout_s: completion_timeout_s(memory_bytes, per_gib_s),
+        progress_timeout_s: settings.progress_timeout.unwrap_or(PROGRESS_TIMEOUT_S),
     }
 }
 
@@ -129,8 +131,14 @@ mod tests {
     #[test]
     fn completion_time_grows_with_memory() {
         for (mib, want) in [(256, 800), (512, 800), (1024, 800), (1025, 1600), (4096, 3200), (65536, 51200)] {
-            assert_eq!(completion_timeout_s(mib << 20), want, "{mib} MiB");
+            assert_eq!(completion_timeout_s(mib << 20, COMPLETION_S_PER_GIB), want, "{mib} MiB");
         }
+        let short = LiveMigrationSettings {
+            completion_timeout_per_gib: Some(20),
+            ..LiveMigrationSettings::default()
+        };
+        let config = config(3 << 30, false, &short);
+        assert_eq!((config.completion_timeout_s, config.progress_timeout_s), (60, PROGRESS_TIMEOUT_S));
     }
 
     #[test]

@@ -182,7 +182,7 @@ impl<'a> Draft<'a> {
                 return false;
             }
             Decision::Refuse(_) if marked == Some(self.o.node.as_str()) => {}
-            Decision::Refuse(text) => {
+            Decision::Refuse(text) | Decision::RefuseAndNote { text, .. } => {
                 let why = eviction::migratable(instance).err().unwrap_or(text);
                 let cures = vec![
                     format!("stop it: d8 v stop {name} -n {namespace}"),

@@ -5,82 +5,12 @@ mod common;
 
 use std::sync::atomic::Ordering;
 
+use common::pair::{Move, UID, config};
 use common::relay::Relay;
 use common::*;
-use holdfast_hypervisor::definition::Definition;
 use holdfast_wire::launcher::*;
 use rustix::process::Signal;
 use tokio::net::UnixStream;
-
-const UID: &str = "migration-1";
-
-fn config(bandwidth_bytes_s: i64) -> MoveConfig {
-    MoveConfig {
-        bandwidth_bytes_s,
-        downtime_ms: 100,
-        auto_converge: false,
-        completion_timeout_s: 800,
-        progress_timeout_s: 150,
-    }
-}
-
-struct Move {
-    source: Launcher,
-    target: Launcher,
-    relay: Relay,
-    definition: Definition,
-    _disk: tempfile::TempDir,
-}
-
-impl Move {
-    /// A guest that runs on the source and a target that listens.
-    async fn new(source_faults: &str, target_faults: &str) -> Move {
-        let disk = tempfile::tempdir().unwrap();
-        let image = disk.path().join("disk.img");
-        write_disk(&image);
-        let definition = machine(&[&image]);
-        let mut source = Launcher::start("pod-source", source_faults).await;
-        let target = Launcher::start("pod-target", target_faults).await;
-        let mut console = source.boot(&definition, OnReset::End).await;
-        read_until(&mut console, "Babc").await;
-        let relay = Relay::start(&source.dir, &target.dir);
-        Move { source, target, relay, definition, _disk: disk }
-    }
-
-    async fn listening(source_faults: &str, target_faults: &str) -> Move {
-        let mut m = Move::new(source_faults, target_faults).await;
-        m.target.done(prepare(&m.definition, Some(UID), OnReset::End)).await;
-        m.target.done(Request::MigrateIn { migration_uid: UID.into() }).await;
-        m.target.stage(MoveStage::Listening).await;
-        m
-    }
-
-    async fn begin(&mut self, bandwidth: i64) {
-        self.source.done(Request::MigrateOut { migration_uid: UID.into(), config: config(bandwidth) }).await;
-    }
-
-    async fn switch(&mut self) {
-        self.source.stage(MoveStage::Suspended).await;
-        self.source.done(Request::Switch { migration_uid: UID.into(), routes_done: true }).await;
-    }
-
-    /// The guest goes on at the source, undisturbed and without a second boot.
-    async fn source_runs(&mut self) {
-        let state = self.source.state().await;
-        assert_eq!((state.vm, state.query_status.as_deref()), (VmState::Running, Some("running")));
-        let mut console = self.source.stream(StreamKind::Serial).await;
-        goes_on(&mut console).await;
-        assert!(!self.source.dir.join(RECORD_RIGHT).exists());
-    }
-
-    /// The guest goes on at the target.
-    async fn target_runs(&mut self) {
-        let state = self.target.state().await;
-        assert_eq!((state.vm, state.query_status.as_deref()), (VmState::Running, Some("running")));
-        let mut console = self.target.stream(StreamKind::Serial).await;
-        goes_on(&mut console).await;
-    }
-}
 
 #[tokio::test]
 async fn a_guest_moves_and_goes_on() {
@@ -203,12 +133,7 @@ async fn a_cancelled_move_leaves_the_guest_where_it_is_and_another_succeeds() {
     let mut second = Launcher::start("pod-target-2", "").await;
     second.done(prepare(&m.definition, Some("migration-2"), OnReset::End)).await;
     second.done(Request::MigrateIn { migration_uid: "migration-2".into() }).await;
-    drop(m.relay);
-    for socket in [SOCKET_MEMORY_OUT, SOCKET_CONTROL_OUT] {
-        std::fs::remove_file(m.source.dir.join(socket)).unwrap();
-    }
-    m.source.log.clear();
-    let _relay = Relay::start(&m.source.dir, &second.dir);
+    m.reconnect(&second);
     let out = Request::MigrateOut { migration_uid: "migration-2".into(), config: config(625_000_000) };
     m.source.done(out).await;
     m.source.stage(MoveStage::Suspended).await;

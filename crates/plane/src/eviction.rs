@@ -37,8 +37,21 @@ impl Admission for EvictionHook {
         match eviction::decide(&pod, instance.as_ref()) {
             Decision::Allow => Ok(Vec::new()),
             Decision::Refuse(text) => Err(refuse(text)),
-            Decision::MarkAndRefuse { node, source, text } => {
+            Decision::RefuseAndNote { node, text } => {
+                let known = instance.and_then(|instance| instance.status?.evacuation_blocked_node);
+                if let (Some(read), false, true) = (found, request.dry_run, known.as_ref() != Some(&node)) {
+                    let note = json!({"evacuationBlockedNode": node});
+                    // Only for people: the next eviction, five seconds later, tries again.
+                    let _ = view.patch_status(INTERNAL, "instances", &read, &note, MANAGER);
+                }
+                Err(refuse(text))
+            }
+            Decision::MarkAndRefuse { node, text } => {
                 if let (Some(read), false) = (found, request.dry_run) {
+                    let asked = request.object.as_ref();
+                    let by = asked
+                        .and_then(|body| body["metadata"]["annotations"][eviction::REQUESTED_BY].as_str());
+                    let source = eviction::source(by);
                     let mark = json!({"evacuationNodeName": node, "evacuationSource": source});
                     view.patch_status(INTERNAL, "instances", &read, &mark, MANAGER).map_err(|why| {
                         Status::internal(&format!(

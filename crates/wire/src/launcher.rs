@@ -375,6 +375,9 @@ pub struct MoveProgress {
     pub throttle_pct: i32,
     #[serde(default)]
     pub rate_bytes_s: i64,
+    /// The guest writes faster than is copied, and is slowed down as far as it may be.
+    #[serde(default)]
+    pub not_converging: bool,
 }
 
 /// Why a move failed.

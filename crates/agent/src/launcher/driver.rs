@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::conversation::{Conversation, Hello, PROMPT, TalkError};
 use super::plan::{Asked, Observed, Step, plan};
+use super::retry::Retry;
 use super::start::{Start, StepError};
 use crate::host::{Look, Outside};
 use crate::migration::Outgoing;
@@ -286,13 +287,18 @@ impl Driver {
     }
 
     fn take_in(&self, event: Event, conversation: &Arc<Conversation>) {
-        self.facts.send_modify(|facts| match event {
-            Event::State(state) => facts.state = state,
-            Event::Migration(migration) => facts.state.migration = Some(migration),
-            Event::Guest(guest) => facts.state.guest = Some(guest),
-            Event::Ended(record) => {
-                facts.state.vm = VmState::Ended;
-                facts.state.exit = Some(record);
+        self.facts.send_modify(|facts| {
+            if let Some(broken) = self.outgoing.as_ref().and_then(Outgoing::broken) {
+                facts.broken = Some(broken);
+            }
+            match event {
+                Event::State(state) => facts.state = state,
+                Event::Migration(migration) => facts.state.migration = Some(migration),
+                Event::Guest(guest) => facts.state.guest = Some(guest),
+                Event::Ended(record) => {
+                    facts.state.vm = VmState::Ended;
+                    facts.state.exit = Some(record);
+                }
             }
         });
         let facts = self.facts.borrow();
@@ -446,25 +452,6 @@ impl Driver {
             self.given_up = Some(End { cause, detail: chain(error), inferred: false });
             *retry = Retry::default();
         }
-    }
-}
-
-/// Waits between tries of one step, from a tenth of a second to five seconds.
-#[derive(Debug, Default)]
-struct Retry {
-    at: Option<Instant>,
-    count: u32,
-}
-
-impl Retry {
-    fn is_due(&self) -> bool {
-        self.at.is_none_or(|at| at <= Instant::now())
-    }
-
-    fn again(&mut self) {
-        let pause = Duration::from_millis(100) * 2u32.saturating_pow(self.count.min(6));
-        self.count += 1;
-        self.at = Some(Instant::now() + pause.min(Duration::from_secs(5)));
     }
 }
 

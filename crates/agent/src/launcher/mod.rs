@@ -6,6 +6,7 @@ pub mod conversation;
 pub mod driver;
 pub mod plan;
 pub mod reporter;
+mod retry;
 pub mod start;
 
 use std::collections::BTreeSet;

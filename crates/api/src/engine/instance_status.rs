@@ -60,9 +60,13 @@ pub struct InstanceStatus {
     /// The node this VM shall leave. Writer: eviction hook sets; flip, cancel and uncordon clear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evacuation_node_name: Option<String>,
-    /// Who set the mark: `Eviction`, `NodeMaintenance`. Writer: as above.
+    /// Who set the mark: `Eviction`, `Rebalance`. Writer: as above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evacuation_source: Option<String>,
+    /// A node that a drain wants empty, and that this VM cannot leave. Writer: eviction hook sets, evacuation
+    /// controller clears.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evacuation_blocked_node: Option<String>,
     /// Failed evacuations in a row. Writer: evacuation controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evacuation_failures: Option<EvacuationFailures>,
@@ -364,6 +368,9 @@ pub struct EvacuationFailures {
     /// When the last one failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_at: Option<Time>,
+    /// Why the last one failed, a sentence for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// The move of an Instance, in progress or last.

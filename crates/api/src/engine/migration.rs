@@ -253,6 +253,9 @@ pub struct Progress {
     pub dirty_bytes_per_second: i64,
     /// How much the guest is slowed down, percent.
     pub throttle_pct: i32,
+    /// The guest writes faster than is copied, and is slowed down as far as it may be.
+    #[serde(default)]
+    pub not_converging: bool,
 }
 
 /// The move shall be called off.

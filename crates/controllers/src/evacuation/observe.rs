@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use holdfast_api::NodeMaintenance;
+use holdfast_api::engine::Instance;
 use holdfast_env::Timestamp;
 use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::Node;
@@ -17,8 +18,8 @@ pub struct Observed {
     pub now: Timestamp,
     /// The Instance, marked or not, its VM and operations.
     pub machine: Machine,
-    /// The marked node is cordoned, or a NodeMaintenance keeps it closed; `None` if there is no such node
-    /// (or no mark).
+    /// The node that is marked, or that the VM blocks, is cordoned, or a NodeMaintenance keeps it closed;
+    /// `None` if there is no such node (or no mark).
     pub cordoned: Option<bool>,
 }
 
@@ -44,10 +45,13 @@ impl EvacuationController {
 
 /// Keys of the Instances that shall leave this node.
 fn marked(machines: &Machines, node: &str) -> Vec<Key> {
-    machines.keys(|instance| {
-        let mark = instance.status.as_ref().and_then(|status| status.evacuation_node_name.as_deref());
-        mark == Some(node)
-    })
+    machines.keys(|instance| to_leave(instance) == Some(node))
+}
+
+/// The node that the VM shall leave, whether it can or not.
+fn to_leave(instance: &Instance) -> Option<&str> {
+    let status = instance.status.as_ref()?;
+    status.evacuation_node_name.as_deref().or(status.evacuation_blocked_node.as_deref())
 }
 
 impl Controller for EvacuationController {
@@ -67,8 +71,7 @@ impl Controller for EvacuationController {
 
     async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
         let Some(machine) = self.machines.get(key) else { return Ok(None) };
-        let mark = machine.instance.status.as_ref().and_then(|status| status.evacuation_node_name.clone());
-        let node = mark.and_then(|mark| self.nodes.get(&Key::cluster(mark)));
+        let node = to_leave(&machine.instance).and_then(|mark| self.nodes.get(&Key::cluster(mark)));
         let closed = |node: Arc<Node>| {
             let name = node.name_any();
             node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)

@@ -15,8 +15,6 @@ use crate::operations::{self, Operation};
 /// Annotation on an Instance: the marked node was seen cordoned. Its uncordon takes the mark back;
 /// an eviction on a node that never was cordoned is no drain and stays.
 const CORDONED: &str = "internal.virtualization.deckhouse.io/evacuation-cordoned";
-/// Value of `status.evacuationSource` for marks of the rebalancer: an uncordon leaves them.
-const SOURCE_REBALANCE: &str = "Rebalance";
 
 /// The next step; an Instance that needs nothing yields an empty plan.
 #[must_use]
@@ -25,6 +23,9 @@ pub fn plan(o: &Observed) -> Plan {
     let old = o.machine.instance.status.clone().unwrap_or_default();
     let mut new = old.clone();
     settle_finished(&mut plan, o, &mut new);
+    if !still_blocks(o, &old) {
+        new.evacuation_blocked_node = None;
+    }
     let cancelled = settle_deleted(&mut plan, o);
     let decision = decide(o, &old, cancelled);
     match decision {
@@ -85,7 +86,7 @@ fn decide(o: &Observed, status: &InstanceStatus, cancelled: bool) -> Decision {
         return Decision::TakeBack("the VM has left the node");
     }
     let seen_cordoned = annotation_of(&o.machine.instance) == Some(mark);
-    let rebalancing = status.evacuation_source.as_deref() == Some(SOURCE_REBALANCE);
+    let rebalancing = status.evacuation_source.as_deref() == Some(eviction::SOURCE_REBALANCE);
     if seen_cordoned
         && !rebalancing
         && o.cordoned == Some(false)
@@ -123,6 +124,14 @@ fn decide(o: &Observed, status: &InstanceStatus, cancelled: bool) -> Decision {
     Decision::Evacuate
 }
 
+/// A drain still waits for this VM, which cannot move.
+fn still_blocks(o: &Observed, status: &InstanceStatus) -> bool {
+    status.evacuation_blocked_node == status.node
+        && o.cordoned == Some(true)
+        && status.state != Some(InstanceState::Ended)
+        && eviction::migratable(&o.machine.instance).is_err()
+}
+
 fn is_evacuation(operation: &Operation) -> bool {
     operation.is_marked(annotation::EVACUATION)
 }
@@ -151,12 +160,14 @@ fn settle_finished(plan: &mut Plan, o: &Observed, new: &mut InstanceStatus) {
             // Not the condition's time: an unschedulable target shows its reason long before it fails.
             let failures = new.evacuation_failures.clone().unwrap_or_default();
             let count = failures.count + 1;
-            new.evacuation_failures = Some(EvacuationFailures { count, last_at: Some(Time(o.now)) });
+            let why = completed.map(|condition| condition.message.clone()).unwrap_or_default();
+            let text = format!(
+                "Evacuation failed {count} times in a row; the next one is tried after {} s. {why}",
+                backoff::evacuation_delay_s(count)
+            );
+            new.evacuation_failures =
+                Some(EvacuationFailures { count, last_at: Some(Time(o.now)), message: Some(why) });
             if let Some(vm) = &o.machine.vm {
-                let delay = backoff::evacuation_delay_s(count);
-                let text = format!(
-                    "Evacuation failed {count} times in a row; the next one is tried after {delay} s."
-                );
                 plan.then(Effect::event(&**vm, NoteKind::Warning, "MigrationBackoff", text));
             }
         }
@@ -218,7 +229,7 @@ fn evacuate(plan: &mut Plan, o: &Observed, status: &InstanceStatus) {
     }
     plan.because(format!("evacuation after {} failures", failures.count));
     let cause = match status.evacuation_source.as_deref() {
-        Some(SOURCE_REBALANCE) => "rebalance",
+        Some(eviction::SOURCE_REBALANCE) => "rebalance",
         Some(_) | None => "drain",
     };
     let marks = [(annotation::EVACUATION, "true"), (annotation::EVACUATION_CAUSE, cause)];

@@ -255,3 +255,29 @@ fn a_vm_that_left_or_ended_is_not_marked_any_more() {
     settle(&mut o);
     assert_eq!(mark(&o), None);
 }
+
+#[test]
+fn a_vm_that_cannot_move_blocks_its_node_until_that_is_open_or_it_is_gone() {
+    let blocked = |change: fn(&mut Observed)| {
+        let mut o = observed();
+        let instance = Arc::make_mut(&mut o.machine.instance);
+        instance.spec.hardware.disks[0].shared = false;
+        let status = instance.status.as_mut().unwrap();
+        status.evacuation_node_name = None;
+        status.evacuation_blocked_node = Some("n1".into());
+        change(&mut o);
+        settle(&mut o);
+        o.machine.instance.status.as_ref().unwrap().evacuation_blocked_node.is_some()
+    };
+    assert!(blocked(|_| ()));
+    assert!(!blocked(|o| o.cordoned = Some(false)));
+    assert!(!blocked(|o| o.cordoned = None));
+    assert!(!blocked(|o| Arc::make_mut(&mut o.machine.instance).spec.hardware.disks[0].shared = true));
+    assert!(!blocked(|o| {
+        let status = Arc::make_mut(&mut o.machine.instance).status.as_mut().unwrap();
+        status.state = Some(InstanceState::Ended);
+    }));
+    assert!(!blocked(|o| {
+        Arc::make_mut(&mut o.machine.instance).status.as_mut().unwrap().node = Some("n2".into());
+    }));
+}

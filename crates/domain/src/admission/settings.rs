@@ -45,6 +45,15 @@ pub(super) fn validate(request: &Request<'_>, view: &dyn View) -> Verdict {
     if let Some(image) = &settings.launcher_image {
         launcher_image(image)?;
     }
+    let moves = settings.live_migration.clone().unwrap_or_default();
+    for (key, seconds) in [
+        ("completionTimeoutPerGiB", moves.completion_timeout_per_gib),
+        ("progressTimeout", moves.progress_timeout),
+    ] {
+        if seconds.is_some_and(|seconds| seconds < 1) {
+            return Err(format!("spec.settings.liveMigration.{key} must be at least 1 second"));
+        }
+    }
     subnets(&settings, view)?;
     Ok(Vec::new())
 }
@@ -129,6 +138,9 @@ mod tests {
                 "address 10.1.0.2 of node \"n1\"",
             ),
             (json!({"fencing": {}}), "spec.settings.fencing is not available"),
+            (json!({"liveMigration": {"progressTimeout": 0}}), "liveMigration.progressTimeout must be"),
+            (json!({"liveMigration": {"completionTimeoutPerGiB": -1}}), "completionTimeoutPerGiB must be"),
+            (json!({"liveMigration": {"bandwidth": 1}}), "unknown field `bandwidth`"),
         ] {
             let verdict = decide(&world, "moduleconfigs", &config(settings), None);
             match refused {

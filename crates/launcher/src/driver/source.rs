@@ -96,9 +96,7 @@ impl<H: Hypervisor> Driver<H> {
                 Output::RaiseDowntime(ms) => {
                     report("raising the downtime limit", machine.migrate_limits(bandwidth, ms).await);
                 }
-                Output::NotConverging(on) => {
-                    tracing::warn!(migration = uid, on, "the move does not converge")
-                }
+                Output::NotConverging(on) => self.tell_convergence(&uid, !on),
                 Output::Completed => self.give_up_right(&uid).await,
                 Output::Cancelled(why) => {
                     let (stage, class, text) = cancelled(why);
@@ -385,7 +383,16 @@ impl<H: Hypervisor> Driver<H> {
             dirty_bytes_s: n(info.dirty_bytes_per_s),
             throttle_pct: i32::try_from(info.throttle_pct).unwrap_or(i32::MAX),
             rate_bytes_s: n(info.rate_bytes_per_s),
+            not_converging: event.progress.not_converging,
         };
+        let event = event.clone();
+        self.agents.tell(&Event::Migration(event));
+    }
+
+    fn tell_convergence(&mut self, uid: &str, converges: bool) {
+        tracing::warn!(migration = uid, converges, "convergence of the move");
+        let Some(event) = self.moves.get_mut(uid) else { return };
+        event.progress.not_converging = !converges;
         let event = event.clone();
         self.agents.tell(&Event::Migration(event));
     }

@@ -1,7 +1,9 @@
 //! A launcher with a real QEMU, and the test in the part of its agent.
 #![allow(dead_code, reason = "each test file uses its own part of the harness")]
 
+pub mod pair;
 pub mod relay;
+pub mod watcher;
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -27,15 +29,31 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// cl = 'a'; again: ebx++; es = 0x1000 + (bx & 0x7f) << 8; es:[0] = ebx; if bx & 0xfff == 0 { putc cl; cl =
 /// next }; if inb(0x3fd) & 1 { al = inb(0x3f8); p, r, i }; if inw(0x600) & 0x100 { poweroff }; jmp again;
 /// poweroff: outw 0x2000 to PM1_CNT 0x604; reset: outb 2, 6 to 0xcf9.
-const BOOT_SECTOR: &str = "fa31c08ed88ed0bc007cba0206b80001efb042e872006631dbb161664389d883\
+pub const BOOT_SECTOR: &str = "fa31c08ed88ed0bc007cba0206b80001efb042e872006631dbb161664389d883\
     e07fc1e0080500108ec02666891e0000f7c3ff0f750e88c8e84d00fec180f97b\
     7502b161bafd03eca8017410baf803ec3c7074203c7274253c69740bba0006ed\
     a90001750febb4ba020631c0efb049e81600eba7ba0406b80020efebfebaf90c\
     b002eeb006eeebf352baf803ee5ac3";
 
+/// A boot sector that writes memory at its own pace, bound by its processor alone. It prints `B`, then a
+/// letter of the alphabet for every turn over the same 128 pages (512 KiB); between two pages it counts down
+/// from 40 000, so that a page takes a good tenth of a millisecond, and a guest that is slowed down writes less.
+///
+/// Source (GNU as, .code16): cli; ds = ss = 0; sp = 0x7c00; putc 'B'; ebx = 0; dl = 'a'; again: ebx++; es =
+/// 0x1000 + (bx & 0x7f) << 8; es:[0] = ebx; if bx & 0x7f == 0 { putc dl; dl = next }; ecx = 40000; do ecx--
+/// while ecx != 0; jmp again; putc: outb al, 0x3f8.
+pub const WRITER: &str = "fa31c08ed88ed0bc007cb042e83a006631dbb261664389d883e07fc1e008\
+    0500108ec02666891e0000f7c37f00750e88d0e81500fec280fa7b7502b2\
+    6166b9409c0000664975fcebcb52baf803ee5ac3";
+
 /// Writes a bootable disk of 1 MiB.
 pub fn write_disk(path: &Path) {
-    let hex: String = BOOT_SECTOR.chars().filter(char::is_ascii_hexdigit).collect();
+    write_boot_sector(path, BOOT_SECTOR);
+}
+
+/// Writes a bootable disk of 1 MiB with this boot sector.
+pub fn write_boot_sector(path: &Path, hex: &str) {
+    let hex: String = hex.chars().filter(char::is_ascii_hexdigit).collect();
     let mut disk = vec![0; 1 << 20];
     for (n, byte) in hex.as_bytes().chunks(2).enumerate() {
         disk[n] = u8::from_str_radix(std::str::from_utf8(byte).unwrap(), 16).unwrap();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use holdfast_wire::frame;
 use holdfast_wire::launcher::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
@@ -18,6 +19,10 @@ pub struct Rules {
     pub hold_commit: AtomicBool,
     /// This many answers of the target vanish.
     pub drop_answers: AtomicUsize,
+    /// What target QEMU says to source QEMU vanishes while set.
+    pub drop_returns: AtomicBool,
+    /// Bytes of memory that went to the target.
+    pub sent: AtomicUsize,
 }
 
 /// A running relay; dropping it cuts every stream.
@@ -42,10 +47,11 @@ impl Relay {
         let control = UnixListener::bind(source.join(SOCKET_CONTROL_OUT)).unwrap();
         let (memory_in, control_in) = (target.join(SOCKET_MEMORY_IN), target.join(SOCKET_CONTROL_IN));
         let (shared, mut tasks) = (rules.clone(), vec![]);
+        let memory_rules = rules.clone();
         tasks.push(tokio::spawn(async move {
-            while let Ok((mut near, _)) = memory.accept().await {
-                let Ok(mut far) = UnixStream::connect(&memory_in).await else { continue };
-                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            while let Ok((near, _)) = memory.accept().await {
+                let Ok(far) = UnixStream::connect(&memory_in).await else { continue };
+                relay_memory(near, far, &memory_rules).await;
             }
         }));
         tasks.push(tokio::spawn(async move {
@@ -56,6 +62,33 @@ impl Relay {
         }));
         Relay { rules, tasks }
     }
+}
+
+async fn relay_memory(near: UnixStream, far: UnixStream, rules: &Rules) {
+    let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
+        (near.into_split(), far.into_split());
+    let forth = async {
+        let mut bytes = vec![0; 1 << 16];
+        while let Ok(n @ 1..) = near_read.read(&mut bytes).await {
+            rules.sent.fetch_add(n, Ordering::SeqCst);
+            if far_write.write_all(&bytes[..n]).await.is_err() {
+                return;
+            }
+        }
+        let _ = far_write.shutdown().await;
+    };
+    let back = async {
+        let mut bytes = vec![0; 1 << 10];
+        while let Ok(n @ 1..) = far_read.read(&mut bytes).await {
+            let lost = rules.drop_returns.load(Ordering::SeqCst);
+            if !lost && near_write.write_all(&bytes[..n]).await.is_err() {
+                return;
+            }
+        }
+        let _ = near_write.shutdown().await;
+    };
+    // Each closes its end when it has said all, and still listens to the other.
+    tokio::join!(forth, back);
 }
 
 async fn relay_control(near: UnixStream, far: UnixStream, rules: Arc<Rules>) {

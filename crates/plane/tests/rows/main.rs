@@ -11,6 +11,7 @@ mod maintenance;
 mod moves;
 mod nodes;
 mod operators;
+mod queue;
 mod quota;
 mod vm;
 mod world;

@@ -48,6 +48,10 @@ pub struct Wishes {
     pub failing: BTreeSet<String>,
     /// Nodes that are dead or cut off.
     pub silent: BTreeSet<String>,
+    /// Nodes that cannot mount any disk.
+    pub unmountable: BTreeSet<String>,
+    /// Guests that write memory faster than it is copied.
+    pub busy: BTreeSet<String>,
 }
 
 /// The nodes.
@@ -191,6 +195,14 @@ impl Nodes {
             let over = matches!(phase, "Succeeded" | "Failed");
             if pod.metadata.deletion_timestamp.is_some() {
                 self.end_pod(pod, launcher, over).await;
+            } else if phase == "Pending"
+                && launcher
+                && node.is_some_and(|n| self.wishes.borrow().unmountable.contains(n))
+            {
+                let waiting = json!({"reason": "FailedMount", "message": "the claim cannot be attached"});
+                let container = json!({"name": "compute", "image": "i", "imageID": "", "ready": false,
+                    "restartCount": 0, "state": {"waiting": waiting}});
+                self.pod_status(pod, json!({"phase": "Pending", "containerStatuses": [container]})).await;
             } else if phase == "Pending" && launcher {
                 let ready = json!({"type": "ContainersReady", "status": "True"});
                 let placed = json!({"type": "PodScheduled", "status": "True"});
@@ -325,6 +337,12 @@ impl Nodes {
                 self.migration_status(&name, json!({"source": {"startedAt": now}, "target": listening}))
                     .await;
                 self.instance_status(vm, json!({"migration": {"start": now}})).await;
+            } else if self.wishes.borrow().busy.contains(vm) {
+                let stuck = json!({"percent": 90, "iteration": 9, "totalBytes": 100, "remainingBytes": 10,
+                    "processedBytes": 900, "dirtyBytesPerSecond": 9, "throttlePct": 0, "notConverging": true});
+                if status.progress.is_none() {
+                    self.migration_status(&name, json!({ "progress": stuck })).await;
+                }
             } else if wish == Moves::Through && source.started_at.is_some() && source.ack_at.is_none() {
                 let epoch = migration.spec.instance.epoch;
                 let uid = &target.pod_uid;

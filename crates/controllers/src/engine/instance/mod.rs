@@ -23,4 +23,4 @@ mod observe;
 mod plan;
 
 pub use observe::{InstanceController, Observed, fence_holder, launcher_pods, node_lost_since};
-pub use plan::{plan, reason};
+pub use plan::{container_waiting, plan, reason};

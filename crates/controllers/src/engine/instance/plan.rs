@@ -352,7 +352,7 @@ impl Step {
                     self.become_state(InstanceState::Booting, Some(reason::POD_NOT_FOUND), message);
                 }
                 Some(pod) => {
-                    let waiting = container_waiting(pod);
+                    let waiting = container_waiting(pod).map(|(reason, text)| format!("{reason}: {text}"));
                     let reason = waiting.as_ref().map(|_| reason::CONTAINER_WAITING);
                     self.become_state(InstanceState::Booting, reason, waiting.unwrap_or_default());
                 }
@@ -471,14 +471,16 @@ fn scheduling(pod: &Pod) -> (Option<&'static str>, String) {
     }
 }
 
-fn container_waiting(pod: &Pod) -> Option<String> {
+/// What keeps the node from starting the container: a CamelCase word, and a sentence if there is one.
+#[must_use]
+pub fn container_waiting(pod: &Pod) -> Option<(&str, &str)> {
     let statuses = pod.status.as_ref()?.container_statuses.as_deref()?;
     let waiting = statuses.first()?.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref().unwrap_or_default();
     if matches!(reason, "" | "ContainerCreating" | "PodInitializing") {
         return None;
     }
-    Some(format!("{reason}: {}", waiting.message.as_deref().unwrap_or_default()))
+    Some((reason, waiting.message.as_deref().unwrap_or_default()))
 }
 
 fn pod_failure(pod: &Pod) -> String {

@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::observe::Observed;
 use super::{events, target_pod};
+use crate::engine::instance::container_waiting;
 
 /// Why a move was called off: words of `status.abort.reason`.
 mod abort {
@@ -169,17 +170,21 @@ impl Step<'_> {
             return;
         }
         let deadline = backoff::after(slot_at, rules::PREPARE_S);
+        let hindrance = hindrance(&pod);
         if self.o.now >= deadline {
-            return self.fail(
-                "TargetPreparationTimeout",
-                format!("The target was not ready within {} s.", rules::PREPARE_S),
-            );
+            let late = format!("The target was not ready within {} s.", rules::PREPARE_S);
+            return match hindrance {
+                Some((class, why)) => {
+                    self.fail(class.unwrap_or("TargetPreparationTimeout"), format!("{late} {why}"));
+                }
+                None => self.fail("TargetPreparationTimeout", late),
+            };
         }
         self.wake_at(deadline);
-        if node_of(&pod).is_none() {
-            self.unscheduled(&pod, slot_at);
-        } else {
-            self.say(None, "The target is being prepared.");
+        match hindrance {
+            _ if node_of(&pod).is_none() => self.unscheduled(&pod, slot_at),
+            Some((class, why)) => self.say(class, why),
+            None => self.say(None, "The target is being prepared."),
         }
     }
 
@@ -224,7 +229,9 @@ impl Step<'_> {
         if let Some(wanted) = self.new.abort.clone()
             && source.aborted_at.is_some()
         {
-            let failure = self.new.failure.clone().unwrap_or_else(|| abort_text(&wanted.reason));
+            // That it was called off is what the source knows; why, stands in the call-off.
+            let told = self.new.failure.take().filter(|failure| failure.class != "Cancelled");
+            let failure = told.unwrap_or_else(|| abort_text(&wanted.reason));
             let called_off = matches!(wanted.reason.as_str(), abort::DELETED | "Uncordoned");
             let state = if called_off { MigrationState::Aborted } else { MigrationState::Failed };
             return self.finish(state, Some(failure));
@@ -317,6 +324,13 @@ impl Step<'_> {
             }
         }
     }
+}
+
+/// What keeps the target's node from starting the launcher: the class of a failure that has one, and why.
+fn hindrance(pod: &Pod) -> Option<(Option<&'static str>, String)> {
+    let (reason, text) = container_waiting(pod)?;
+    let disk = matches!(reason, "FailedMount" | "FailedAttachVolume");
+    Some((disk.then_some("TargetDiskError"), format!("{reason}: {text}")))
 }
 
 fn abort_text(reason: &str) -> Failure {

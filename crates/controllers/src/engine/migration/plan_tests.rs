@@ -141,7 +141,7 @@ fn handed_over() -> Observed {
     o.pods[1] = pod("target", "p2", Some("n2"), Some("uid-m"));
     edit(&mut o, |status| {
         status.state = Some(MigrationState::Preparing);
-        status.config = Some(rules::config(1 << 30, false));
+        status.config = Some(rules::config(1 << 30, false, &Default::default()));
         status.source =
             Some(MigrationSource { node: "n1".into(), pod_uid: "p1".into(), ..MigrationSource::default() });
         status.target = Some(MigrationTarget {

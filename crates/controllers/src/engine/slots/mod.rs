@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use holdfast_api::engine::{Instance, Migration, MigrationState};
 use holdfast_api::names::label;
+use holdfast_api::settings::{LiveMigrationSettings, ModuleConfig, VirtualizationSettings};
 use holdfast_env::Timestamp;
 use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -45,6 +46,8 @@ pub struct Observed {
     pub moves: Vec<Move>,
     /// Nodes able to run VMs: with a live agent and Ready; a cordon does not count.
     pub able_nodes: usize,
+    /// Time limits of moves that are handed over now.
+    pub limits: LiveMigrationSettings,
 }
 
 /// The decider.
@@ -54,14 +57,20 @@ pub struct SlotsController {
     instances: Arc<Cache<Instance>>,
     pods: Arc<Cache<Pod>>,
     nodes: Arc<Cache<Node>>,
+    settings: Arc<Cache<ModuleConfig>>,
 }
 
 impl SlotsController {
     /// Opens the caches it needs.
     #[must_use]
     pub fn new(caches: &Caches) -> Self {
-        let nodes = caches.cache::<Node>();
-        Self { migrations: caches.cache(), instances: caches.cache(), pods: caches.cache(), nodes }
+        Self {
+            migrations: caches.cache(),
+            instances: caches.cache(),
+            pods: caches.cache(),
+            nodes: caches.cache(),
+            settings: caches.cache(),
+        }
     }
 }
 
@@ -129,10 +138,12 @@ impl Controller for SlotsController {
                 queued && migration.metadata.uid.as_ref().is_some_and(|uid| made_for.contains(uid));
             Move { migration, instance, target, leftover, source_pod }
         });
+        let settings = VirtualizationSettings::find(self.settings.all().iter().map(|config| &**config));
         Ok(Some(Observed {
             now: pass.now,
             moves: moves.collect(),
             able_nodes: self.nodes.filtered(is_able).len(),
+            limits: settings.live_migration.unwrap_or_default(),
         }))
     }
 

@@ -210,7 +210,7 @@ fn prepare(o: &Observed, m: &Move, new: &mut MigrationStatus, node: String) -> b
     new.state = Some(MigrationState::Preparing);
     new.reason = None;
     new.message = None;
-    new.config = Some(rules::config(instance.spec.hardware.memory_bytes, converge));
+    new.config = Some(rules::config(instance.spec.hardware.memory_bytes, converge, &o.limits));
     new.source = Some(MigrationSource {
         node: claim.node,
         pod_name: m.source_pod.clone().unwrap_or_default(),

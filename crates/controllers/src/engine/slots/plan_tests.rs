@@ -3,6 +3,7 @@ use std::sync::Arc;
 use holdfast_api::engine::{
     Claim, Instance, InstanceRef, InstanceSpec, InstanceState, InstanceStatus, Migration, MigrationSpec,
 };
+use holdfast_api::settings::LiveMigrationSettings;
 use holdfast_env::Timestamp;
 use holdfast_reconcile::Effect;
 use k8s_openapi::api::core::v1::{PodCondition, PodSpec, PodStatus};
@@ -47,7 +48,7 @@ fn move_of(name: &str, node: &str, class: i32, created: i64) -> Move {
 }
 
 fn observed(moves: Vec<Move>, able_nodes: usize) -> Observed {
-    Observed { now: at(0), moves, able_nodes }
+    Observed { now: at(0), moves, able_nodes, limits: LiveMigrationSettings::default() }
 }
 
 fn merge(into: &mut serde_json::Value, patch: &serde_json::Value) {

@@ -321,12 +321,7 @@ fn conditions(o: &Observed, d: &Decided, old: &[Condition]) -> Vec<Condition> {
             let text = "The firmware of the VM is outdated. Migrate or restart the VM to update it.";
             all.is(FirmwareUpToDate::OutOfDate, text);
         }
-        let mark = status.evacuation_node_name.clone().filter(|node| !node.is_empty());
-        if let Some(node) = mark.filter(|node| Some(node) == status.node.as_ref()) {
-            let text = match eviction::migratable(instance) {
-                Ok(()) => format!("The VM should be evicted from node {node} or restarted."),
-                Err(why) => format!("The VM should leave node {node}, but cannot be moved: stop it. {why}"),
-            };
+        if let Some(text) = must_leave(instance, &status) {
             all.is(EvictionRequired::Required, text);
         }
     } else {
@@ -337,6 +332,21 @@ fn conditions(o: &Observed, d: &Decided, old: &[Condition]) -> Vec<Condition> {
         }
     }
     all.finish()
+}
+
+/// The VM's node is being emptied: what about it, and what keeps the VM there.
+fn must_leave(instance: &Instance, status: &InstanceStatus) -> Option<String> {
+    let mark = status.evacuation_node_name.as_ref().or(status.evacuation_blocked_node.as_ref());
+    let node = mark.filter(|node| !node.is_empty() && Some(*node) == status.node.as_ref())?;
+    if let Err(why) = eviction::migratable(instance) {
+        return Some(format!("The VM should leave node {node}, but cannot be moved: stop it. {why}"));
+    }
+    let failures = status.evacuation_failures.clone().unwrap_or_default();
+    let so_far = match (failures.count, failures.message) {
+        (1.., Some(why)) => format!(" {} moves failed, the last one so: {why}", failures.count),
+        _ => String::new(),
+    };
+    Some(format!("The VM should be evicted from node {node} or restarted.{so_far}"))
 }
 
 fn is_running(o: &Observed) -> bool {

@@ -154,8 +154,17 @@ fn follow(o: &Observed, migration: &Migration, phase: VmopPhase) -> Outcome {
         },
         MigrationState::Preparing => begun(Completed::TargetPreparing, said, 3),
         MigrationState::Copying => {
-            let percent = status.progress.as_ref().map_or(10, |progress| progress.percent).clamp(10, 90);
-            begun(Completed::Syncing, details(o, &status), percent)
+            let progress = status.progress.clone().unwrap_or_default();
+            if progress.not_converging {
+                // The percentage is frozen: what is left says nothing any more.
+                return Outcome::stage(
+                    VmopPhase::InProgress,
+                    Completed::NotConverging,
+                    format!("{} {}", not_converging(o, &status), details(o, &status)),
+                );
+            }
+            let percent = if status.progress.is_some() { progress.percent } else { 10 };
+            begun(Completed::Syncing, details(o, &status), percent.clamp(10, 90))
         }
         MigrationState::Switching => {
             let resumed = status.target.as_ref().is_some_and(|target| target.resumed_at.is_some());
@@ -198,6 +207,24 @@ fn failed(status: &MigrationStatus) -> Outcome {
     let message = if text.is_empty() { format!("{beginning}.") } else { format!("{beginning}: {text}") };
     let outcome = Outcome::failed(completed, message);
     Outcome { signal: Some(holdfast_api::vmop::SignalSent::SignalSentSuccess), ..outcome }
+}
+
+/// What a person can do about a guest that writes faster than is copied (§3, §5.5).
+fn not_converging(o: &Observed, status: &MigrationStatus) -> String {
+    let config = status.config.clone().unwrap_or_default();
+    let policy = o.instance.as_ref().map(|instance| instance.spec.migration_policy).unwrap_or_default();
+    let cure = if config.auto_converge {
+        "The guest is slowed down as far as possible."
+    } else if rules::auto_converge(policy, Some(true)).is_ok() {
+        "To have the guest slowed down, delete this operation and create one with force: true."
+    } else {
+        "The VM's liveMigrationPolicy does not allow to slow it down."
+    };
+    format!(
+        "The guest writes memory faster than it is copied. {cure} Without a change the move is given up {} s \
+         after its beginning, and the VM stays where it is.",
+        config.completion_timeout_s
+    )
 }
 
 /// `TimeElapsed:20s DataProcessed:512MiB …` (§1.6).
