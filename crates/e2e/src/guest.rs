@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{home::ok, wait_for};
 
@@ -76,6 +76,50 @@ impl Guest {
             }
         });
         Ok(Counter { child, lines, last: 0 })
+    }
+}
+
+/// What a guest writes down about its own life: a number and its uptime, about every 10 ms, in a file on its
+/// disk. A copy that ran beside it, a step back, or a write that was lost show as a gap or a repeat.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    guest: Guest,
+    boot: String,
+    seen: u64,
+}
+
+impl Ledger {
+    /// Starts it; one a boot.
+    pub fn start(guest: &Guest) -> Result<Self> {
+        guest.run(
+            "cat > keep-ledger <<'EOF'\n\
+             i=0; while :; do i=$((i+1)); read up rest < /proc/uptime; echo $i $up; usleep 10000; done\n\
+             EOF\n\
+             rm -f ledger; sync; (setsid sh keep-ledger > ledger 2>/dev/null < /dev/null &); \
+             (setsid sh -c 'while sync; do usleep 300000; done' > /dev/null 2>&1 < /dev/null &)",
+        )?;
+        Ok(Self { guest: guest.clone(), boot: guest.boot_id()?, seen: 0 })
+    }
+
+    /// Fails unless it is the same boot and the ledger went on without a gap, a repeat or a step back.
+    pub fn check(&mut self) -> Result<()> {
+        let boot = self.guest.boot_id()?;
+        ensure!(boot == self.boot, "the guest has booted again");
+        let lines = || -> Result<u64> {
+            // The last line may be half written.
+            let audit = "sed '$d' ledger | awk '$1 != NR || $2 + 0 < last { print \"line\", NR, \"says\", $0, \
+                         \"after\", last; bad = 1; exit } { last = $2 + 0 } END { if (!bad) print NR }'";
+            let said = self.guest.run(audit)?;
+            said.parse().with_context(|| format!("the ledger on the guest's disk: {said}"))
+        };
+        let now = lines()?;
+        ensure!(now > self.seen, "the ledger stands still at {now}, it was at {}", self.seen);
+        let later = wait_for("the ledger goes on", Duration::from_secs(30), || match lines() {
+            Ok(later) if later > now => Ok(later),
+            other => Err(format!("{other:?}")),
+        })?;
+        self.seen = later;
+        Ok(())
     }
 }
 

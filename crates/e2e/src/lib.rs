@@ -1,6 +1,7 @@
 //! The harness of the end-to-end tests: a platform of its own per test, driven only through what users have.
 //!
 //! Here: [`Home`] (a running platform), waiting with deadlines, guests over SSH and TCP, the leak check.
+//! [`probe`] has the few ways in that users do not have.
 //! Not here: the tests, one file per chapter of the issue, in `tests/`. Nothing of the product is linked in.
 
 pub mod bench;
@@ -8,6 +9,7 @@ pub mod guest;
 pub mod home;
 pub mod leaks;
 pub mod manifests;
+pub mod probe;
 
 use std::time::{Duration, Instant};
 

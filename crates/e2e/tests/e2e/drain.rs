@@ -126,6 +126,25 @@ fn drain_by_selector_and_uncordon_calls_off() -> Result<()> {
     }
     home.k(&["uncordon", node])?;
 
+    // MM-D19: a launcher that nobody owns stops a drain before it begins; so every launcher has an owner.
+    let label = "vm.kubevirt.internal.virtualization.deckhouse.io/name";
+    home.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: orphan, labels: {{{label}: orphan}}}}\n\
+         spec: {{nodeName: {node}, containers: [{{name: c, image: none}}]}}\n"
+    ))?;
+    let output = home.d8_raw(&[&["k"], &drain[..]].concat())?;
+    ensure!(!output.status.success(), "{output:?}");
+    contains(
+        &String::from_utf8_lossy(&output.stderr),
+        "declare no controller (use --force to override): default/orphan",
+    )?;
+    home.k(&["delete", "pod", "orphan", "--grace-period=0", "--force"])?;
+    home.k(&["uncordon", node])?;
+    let owners =
+        "jsonpath={range .items[*]}{.metadata.ownerReferences[?(@.controller==true)].kind}{\"\\n\"}{end}";
+    let owners = home.k(&["get", "pods", "-l", label, "-o", owners])?;
+    ensure!(owners.lines().count() >= 2 && owners.lines().all(|owner| owner == "Instance"), "{owners:?}");
+
     // Three VMs on the node, the first one of them with a long way.
     let busy = manifests::vm("a", "  liveMigrationPolicy: AlwaysForced").replace("192Mi", "640Mi");
     let others: Vec<&str> = NODES[1..].to_vec();

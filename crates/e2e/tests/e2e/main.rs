@@ -7,6 +7,8 @@ mod drain;
 mod evictions;
 mod firmware;
 mod first_light;
+mod handover;
+mod links;
 mod maintenance;
 mod migration;
 mod power;

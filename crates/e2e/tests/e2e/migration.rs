@@ -5,7 +5,35 @@ use holdfast_e2e::{Home, manifests, s, wait_for};
 
 use crate::support::*;
 
-// MM-O1 MM-O27 MM-S2 MM-O21. Parts of rows S6 (processes only) and O13.
+/// What a node has of a VM: names of QEMU processes, taps, sockets of a move, and mounts of its pods.
+fn traces(home: &Home, node: &str) -> Result<Vec<String>> {
+    let facts = home.facts()?;
+    let space = format!("hf-{}-{node}", facts["id"].as_str().unwrap_or_default());
+    let links = holdfast_e2e::home::ok(
+        std::process::Command::new("ip").args(["-netns", &space, "-o", "link", "show", "type", "tun"]),
+    )?;
+    let mut found: Vec<String> = links.lines().map(str::to_owned).collect();
+    let pods = home.path().join(format!("nodes/{node}/pods"));
+    let mut below = vec![pods];
+    while let Some(dir) = below.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.contains("sock") || name.starts_with("memory") || name.starts_with("control") {
+                found.push(entry.path().display().to_string());
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                below.push(entry.path());
+            }
+        }
+    }
+    let words = format!("/{node}/pods/");
+    found.extend(home.pids(&[&words]).iter().map(|pid| format!("process {pid}")));
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    found.extend(mounts.lines().filter(|line| line.contains(&words)).map(str::to_owned));
+    Ok(found)
+}
+
+// MM-O1 MM-O27 MM-S2 MM-O21 MM-S6. Parts of row O13.
 #[test]
 fn evict_moves_a_guest_that_does_not_notice() -> Result<()> {
     let home = Home::up(3)?;
@@ -46,10 +74,15 @@ fn evict_moves_a_guest_that_does_not_notice() -> Result<()> {
     let migrating = lines.iter().filter(|l| l.contains("Migrating"));
     ensure!(migrating.clone().count() >= 1 && migrating.clone().all(|l| l.contains(&source)));
 
-    // Nothing runs on the source any more: one QEMU in all.
+    // Nothing runs on the source any more: one QEMU in all, and nothing of the VM is left there.
     wait_for("one QEMU", SOON, || {
         let all = home.pids(&["qemu-system-x86_64"]);
         if all.len() == 1 { Ok(()) } else { Err(format!("{all:?}")) }
+    })?;
+    ensure!(!traces(&home, &target)?.is_empty(), "the target has traces of the VM");
+    wait_for("no trace of the VM on its source", SOON, || match traces(&home, &source) {
+        Ok(all) if all.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
     })?;
     let state = home.get("vm linux-vm").unwrap_or_default()["status"]["migrationState"].clone();
     ensure!(state["result"] == "Succeeded" && state["source"]["node"] == source.as_str(), "{state}");

@@ -240,6 +240,9 @@ fn policies_and_refused_operations() -> Result<()> {
     let repair = falsify_certificate(&home, &before.2)?;
     evict(&home, "impostor", "v")?;
     vmop_phase(&home, "impostor", "Failed")?;
+    let message = condition(&home, "vmop impostor", "Completed")["message"].to_string();
+    contains(&message, "certificate")?;
+    contains(&message, "connection to the agent of virtlab-pt-")?;
     ensure!(identity(&home, "v")?.0 == before.0 && home.field("vm v", "/status/phase") == "Running");
     repair()?;
     evict(&home, "repaired", "v")?;
