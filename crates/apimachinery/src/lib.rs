@@ -27,6 +27,7 @@ pub mod decode;
 pub mod field;
 pub mod jsonpath;
 pub mod kind;
+pub mod labels;
 pub mod names;
 pub mod object;
 pub mod openapi;

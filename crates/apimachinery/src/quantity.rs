@@ -75,6 +75,12 @@ impl Quantity {
         i64::try_from(ceil_div(self.nanos, 1_000_000)).unwrap_or(i64::MAX)
     }
 
+    /// Thousandths, rounded up.
+    #[must_use]
+    pub fn exact_millis(self) -> i128 {
+        ceil_div(self.nanos, 1_000_000)
+    }
+
     /// Whether it is a whole number.
     #[must_use]
     pub fn is_integer(self) -> bool {

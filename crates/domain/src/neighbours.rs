@@ -4,11 +4,8 @@
 use std::collections::BTreeMap;
 
 use holdfast_api::engine::Placement;
+use holdfast_apimachinery::labels::{Labels, selects};
 use k8s_openapi::api::core::v1::PodAffinityTerm;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-
-/// Labels of an object.
-pub type Labels = BTreeMap<String, String>;
 
 /// A pod that is not ours and has a node.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +56,7 @@ pub fn allow(
 ) -> bool {
     let matches = |term: &PodAffinityTerm, namespace: &str, labels: &Labels| {
         in_namespaces(term, asker.namespace, namespace, namespaces)
-            && term.label_selector.as_ref().is_some_and(|selector| selects(selector, labels))
+            && selects(term.label_selector.as_ref(), Some(labels))
     };
     let here = |term: &PodAffinityTerm, other: &Neighbour<'_>| {
         let domain = asker.node.get(&term.topology_key);
@@ -88,37 +85,18 @@ fn in_namespaces(
     match &term.namespace_selector {
         None if named.is_empty() => namespace == own,
         None => named.iter().any(|name| name == namespace),
-        Some(selector) => {
-            let labels = namespaces.get(namespace);
+        selector @ Some(_) => {
             named.iter().any(|name| name == namespace)
-                || selects(selector, labels.unwrap_or(&BTreeMap::new()))
+                || selects(selector.as_ref(), namespaces.get(namespace))
         }
     }
-}
-
-/// Whether a selector selects labels; an empty one selects everything.
-#[must_use]
-pub fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
-    let equal = selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
-    equal
-        && selector.match_expressions.iter().flatten().all(|rule| {
-            let value = labels.get(&rule.key);
-            let listed = || value.is_some_and(|value| rule.values.iter().flatten().any(|v| v == value));
-            match rule.operator.as_str() {
-                "In" => listed(),
-                "NotIn" => !listed(),
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::{Affinity, PodAffinity, PodAntiAffinity};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
@@ -201,32 +179,5 @@ mod tests {
             LabelSelector { match_labels: Some(labels(&[("stage", "prod")])), ..LabelSelector::default() };
         let selected = PodAffinityTerm { namespace_selector: Some(selector), ..term("zone", "db") };
         assert!(!others(&selected, "shop") && others(&selected, "prod"));
-    }
-
-    #[test]
-    fn selectors() {
-        let with = |operator: &str, values: &[&str]| LabelSelector {
-            match_expressions: Some(vec![LabelSelectorRequirement {
-                key: "app".into(),
-                operator: operator.into(),
-                values: Some(values.iter().map(|&v| v.to_owned()).collect()),
-            }]),
-            ..LabelSelector::default()
-        };
-        let (db, none) = (labels(&[("app", "db")]), Labels::new());
-        for (selector, on_db, on_none) in [
-            (with("In", &["db", "x"]), true, false),
-            (with("NotIn", &["db"]), false, true),
-            (with("Exists", &[]), true, false),
-            (with("DoesNotExist", &[]), false, true),
-            (with("Nonsense", &[]), false, false),
-            (LabelSelector::default(), true, true),
-        ] {
-            assert_eq!(
-                (selects(&selector, &db), selects(&selector, &none)),
-                (on_db, on_none),
-                "{selector:?}"
-            );
-        }
     }
 }

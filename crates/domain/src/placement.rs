@@ -7,6 +7,7 @@ use holdfast_api::engine::Placement;
 use holdfast_api::names::label;
 use holdfast_api::vm::VirtualMachineSpec;
 use holdfast_api::vmclass::{CpuType, VirtualMachineClassSpec};
+use holdfast_apimachinery::labels::admits;
 use k8s_openapi::api::core::v1::{Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 
 /// The placement of a VM of a class.
@@ -62,37 +63,7 @@ pub fn node_satisfies(placement: &Placement, name: &str, labels: &BTreeMap<Strin
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref())
         .and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
-    selector
-        && required
-            .is_none_or(|any| any.node_selector_terms.iter().any(|term| term_holds(term, name, labels)))
-}
-
-fn term_holds(term: &NodeSelectorTerm, name: &str, labels: &BTreeMap<String, String>) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    // As Kubernetes has it: an empty term matches nothing.
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    let field = |key: &str| (key == "metadata.name").then_some(name);
-    expressions.iter().all(|rule| requirement_holds(rule, labels.get(&rule.key).map(String::as_str)))
-        && fields.iter().all(|rule| requirement_holds(rule, field(&rule.key)))
-}
-
-fn requirement_holds(rule: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = rule.values.as_deref().unwrap_or_default();
-    let listed = || value.is_some_and(|value| values.iter().any(|known| known == value));
-    let number = |text: Option<&str>| text.and_then(|text| text.parse::<i64>().ok());
-    let limit = || number(values.first().map(String::as_str));
-    match rule.operator.as_str() {
-        "In" => listed(),
-        "NotIn" => !listed(),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => number(value).zip(limit()).is_some_and(|(value, limit)| value > limit),
-        "Lt" => number(value).zip(limit()).is_some_and(|(value, limit)| value < limit),
-        _ => false,
-    }
+    selector && required.is_none_or(|required| admits(required, name, Some(labels)))
 }
 
 #[cfg(test)]

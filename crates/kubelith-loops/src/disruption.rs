@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_apimachinery::labels;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -18,7 +19,7 @@ use tokio::sync::Notify;
 use crate::cache::Caches;
 use crate::drive::{Pass, drive};
 use crate::events::{Recorder, Severity};
-use crate::{fault, pods, selector};
+use crate::{fault, pods};
 
 const COMPONENT: &str = "controllermanager";
 /// An eviction that was allowed but never happened counts for this long.
@@ -147,7 +148,7 @@ fn matching<'a>(budget: &PodDisruptionBudget, all: &'a [Arc<Pod>]) -> Vec<&'a Po
     all.iter()
         .map(AsRef::as_ref)
         .filter(|pod: &&Pod| pod.metadata.namespace == budget.metadata.namespace)
-        .filter(|pod| !pods::is_finished(pod) && selector::selects(selector, pod.metadata.labels.as_ref()))
+        .filter(|pod| !pods::is_finished(pod) && labels::selects(selector, pod.metadata.labels.as_ref()))
         .collect()
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::task::JoinSet;
 
 mod cache;
@@ -24,15 +25,18 @@ mod nodes;
 mod owners;
 mod pod_gc;
 mod pods;
-mod quantity;
 mod scheduler;
-mod selector;
 mod small;
 mod storage;
 mod taints;
 
 pub use nodes::Timers as NodeTimers;
 pub use storage::provision::{LOCAL_PROVISIONER, SHARED_PROVISIONER};
+
+/// Thousandths of a quantity, or 0 for what is none (the API server has validated it).
+fn milli_or_zero(quantity: &Quantity) -> i128 {
+    quantity.0.parse().map_or(0, holdfast_apimachinery::quantity::Quantity::exact_millis)
+}
 
 /// What the loops need to know. `Default` is the embedded profile without built-in storage.
 #[derive(Clone, Debug)]

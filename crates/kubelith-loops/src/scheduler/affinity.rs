@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use holdfast_apimachinery::labels::{self, Labels};
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 use super::snapshot::{Cluster, NodeInfo};
-use crate::selector::{self, Labels};
 
 const AFFINITY: &str = "node(s) didn't match pod affinity rules";
 const ANTI_AFFINITY: &str = "node(s) didn't match pod anti-affinity rules";
@@ -46,8 +46,8 @@ impl<'a> Term<'a> {
                 .term
                 .namespace_selector
                 .as_ref()
-                .is_some_and(|s| selector::selects(Some(s), namespaces.get(space)));
-        in_scope && selector::selects(self.selector.as_ref(), pod.metadata.labels.as_ref())
+                .is_some_and(|s| labels::selects(Some(s), namespaces.get(space)));
+        in_scope && labels::selects(self.selector.as_ref(), pod.metadata.labels.as_ref())
     }
 }
 

@@ -6,7 +6,7 @@ use super::affinity;
 use super::snapshot::{Amounts, Cluster, NodeInfo, requests};
 use super::spread;
 use super::volumes::{self, Volumes};
-use crate::{pods, selector};
+use crate::pods;
 
 /// What is computed once for a pod and used for every node.
 pub(crate) struct Context<'a> {
@@ -90,7 +90,7 @@ pub(crate) fn matches_node_affinity(pod: &Pod, info: &NodeInfo) -> bool {
         .as_ref()
         .and_then(|a| a.node_affinity.as_ref())
         .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    selected && required.is_none_or(|required| selector::admits_node(required, &info.node))
+    selected && required.is_none_or(|required| info.is_admitted_by(required))
 }
 
 fn host_ports(pod: &Pod) -> impl Iterator<Item = (&str, &str, i32)> {

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::snapshot::{Cluster, NodeInfo, requests, scored};
 use super::{affinity, spread};
-use crate::{pods, selector};
+use crate::pods;
 
 const FULL: i64 = 100;
 
@@ -109,11 +109,7 @@ fn preferred_nodes(pod: &Pod, info: &NodeInfo) -> i64 {
                 .as_deref()
         })
         .unwrap_or_default();
-    terms
-        .iter()
-        .filter(|t| selector::term_admits(&t.preference, &info.node))
-        .map(|t| i64::from(t.weight))
-        .sum()
+    terms.iter().filter(|t| info.is_in(&t.preference)).map(|t| i64::from(t.weight)).sum()
 }
 
 fn percent(part: i128, whole: i128) -> i64 {

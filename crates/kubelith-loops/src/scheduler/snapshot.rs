@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use holdfast_apimachinery::labels::{self, Labels};
+use k8s_openapi::api::core::v1::{
+    Container, Node, NodeSelector, NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, Pod,
+};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::milli_or_zero;
 use crate::pods;
-use crate::quantity::milli_or_zero;
-use crate::selector::Labels;
 
 /// Amounts per resource name, in thousandths of its unit.
 pub(crate) type Amounts = BTreeMap<String, i128>;
@@ -54,6 +56,16 @@ impl NodeInfo {
 
     pub(crate) fn label(&self, key: &str) -> Option<&str> {
         self.labels()?.get(key).map(String::as_str)
+    }
+
+    /// Whether a required node selector admits this node.
+    pub(crate) fn is_admitted_by(&self, selector: &NodeSelector) -> bool {
+        labels::admits(selector, self.name(), self.labels())
+    }
+
+    /// Whether every requirement of the term holds here.
+    pub(crate) fn is_in(&self, term: &NodeSelectorTerm) -> bool {
+        labels::term_admits(term, self.name(), self.labels())
     }
 
     /// Allocatable amount of a resource in thousandths; capacity where allocatable is not reported.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_apimachinery::labels;
 use k8s_openapi::api::core::v1::{Pod, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 use super::filters;
 use super::snapshot::{Cluster, NodeInfo};
-use crate::{pods, selector};
+use crate::pods;
 
 const SKEW: &str = "node(s) didn't match pod topology spread constraints";
 const NO_LABEL: &str = "node(s) didn't match pod topology spread constraints (missing required label)";
@@ -50,7 +51,7 @@ fn count<'a>(
     let matches = |other: &Pod| {
         other.metadata.namespace == pod.metadata.namespace
             && !pods::is_terminating(other)
-            && selector::selects(selector.as_ref(), other.metadata.labels.as_ref())
+            && labels::selects(selector.as_ref(), other.metadata.labels.as_ref())
     };
     let mut counts = BTreeMap::new();
     for info in cluster.nodes.iter().filter(|info| is_eligible(pod, info, constraint, all)) {
@@ -64,7 +65,7 @@ fn count<'a>(
     Constraint {
         key: &constraint.topology_key,
         max_skew: i64::from(constraint.max_skew),
-        counts_itself: selector::selects(selector.as_ref(), pod.metadata.labels.as_ref()),
+        counts_itself: labels::selects(selector.as_ref(), pod.metadata.labels.as_ref()),
         counts,
         least,
     }

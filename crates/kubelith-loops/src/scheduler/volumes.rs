@@ -5,8 +5,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 
 use super::snapshot::{Cluster, NodeInfo};
+use crate::pods;
 use crate::storage::{SELECTED_NODE, is_bound, waits_for_consumer};
-use crate::{pods, selector};
 
 const NODE_CONFLICT: &str = "node(s) had volume node affinity conflict";
 const NO_ZONE: &str = "node(s) had no available volume zone";
@@ -96,7 +96,7 @@ pub(crate) fn refusal(volumes: &Volumes, info: &NodeInfo, cluster: &Cluster) -> 
     for volume in &volumes.bound {
         let required =
             volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
-        if required.is_some_and(|required| !selector::admits_node(required, &info.node)) {
+        if required.is_some_and(|required| !info.is_admitted_by(required)) {
             return Some(NODE_CONFLICT);
         }
         if !zone_suits(volume, info) {

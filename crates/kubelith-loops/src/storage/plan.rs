@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use holdfast_apimachinery::labels;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
@@ -13,8 +14,7 @@ use super::provision::{LOCAL_PROVISIONER, is_built_in};
 use super::{
     CLAIM_PROTECTION, PROVISIONED_BY, PROVISIONER, SELECTED_NODE, VOLUME_PROTECTION, waits_for_consumer,
 };
-use crate::quantity::milli_or_zero;
-use crate::{pods, selector};
+use crate::{milli_or_zero, pods};
 
 type Claim = Arc<PersistentVolumeClaim>;
 type Volume = Arc<PersistentVolume>;
@@ -399,14 +399,14 @@ fn fits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
         && mode(&has.volume_mode) == mode(&wants.volume_mode)
         && wants.access_modes.iter().flatten().all(|m| modes.contains(m))
         && capacity(volume) >= request(claim)
-        && wants.selector.as_ref().is_none_or(|s| selector::selects(Some(s), volume.metadata.labels.as_ref()))
+        && wants.selector.as_ref().is_none_or(|s| labels::selects(Some(s), volume.metadata.labels.as_ref()))
 }
 
 /// Whether the volume may be used on the node.
 fn reaches(volume: &PersistentVolume, node: &Node) -> bool {
     let required =
         volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
-    required.is_none_or(|required| selector::admits_node(required, node))
+    required.is_none_or(|required| labels::admits(required, &node.name_any(), node.metadata.labels.as_ref()))
 }
 
 fn takes_volumes(node: &Node) -> bool {

@@ -1,60 +1,58 @@
-//! Label selectors and node selector terms.
+//! Selectors as typed objects carry them: label selectors and node selector terms. The API server's own, on
+//! requests and on objects as JSON, are in [`crate::selector`].
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 /// Labels of an object; a missing map is an empty one.
-pub(crate) type Labels = BTreeMap<String, String>;
+pub type Labels = BTreeMap<String, String>;
 
 /// Whether `selector` selects `labels`. `None` selects nothing, an empty selector everything.
-pub(crate) fn selects(selector: Option<&LabelSelector>, labels: Option<&Labels>) -> bool {
+#[must_use]
+pub fn selects(selector: Option<&LabelSelector>, labels: Option<&Labels>) -> bool {
     let Some(selector) = selector else { return false };
-    let value = |key: &str| labels.and_then(|labels| labels.get(key));
-    let equal = selector.match_labels.iter().flatten().all(|(key, want)| value(key) == Some(want));
-    equal
-        && selector.match_expressions.iter().flatten().all(|expression| {
-            let found = value(&expression.key);
-            let listed = found.is_some_and(|v| expression.values.iter().flatten().any(|w| w == v));
-            match expression.operator.as_str() {
-                "In" => listed,
-                "NotIn" => !listed,
-                "Exists" => found.is_some(),
-                "DoesNotExist" => found.is_none(),
-                _ => false,
-            }
+    let value = |key: &str| labels?.get(key).map(String::as_str);
+    selector.match_labels.iter().flatten().all(|(key, wanted)| value(key) == Some(wanted))
+        && selector.match_expressions.iter().flatten().all(|rule| {
+            let operator = rule.operator.as_str();
+            // Numbers are compared in node selectors only.
+            !matches!(operator, "Gt" | "Lt")
+                && holds(operator, rule.values.as_deref().unwrap_or_default(), value(&rule.key))
         })
 }
 
-/// Whether a required node selector admits the node: one term suffices, an empty term admits nothing.
-pub(crate) fn admits_node(selector: &NodeSelector, node: &Node) -> bool {
-    selector.node_selector_terms.iter().any(|term| term_admits(term, node))
+/// Whether a required node selector admits a node: one term suffices.
+#[must_use]
+pub fn admits(selector: &NodeSelector, name: &str, labels: Option<&Labels>) -> bool {
+    selector.node_selector_terms.iter().any(|term| term_admits(term, name, labels))
 }
 
-/// Whether every requirement of the term holds on the node.
-pub(crate) fn term_admits(term: &NodeSelectorTerm, node: &Node) -> bool {
+/// Whether every requirement of a term holds on a node; an empty term admits none.
+#[must_use]
+pub fn term_admits(term: &NodeSelectorTerm, name: &str, labels: Option<&Labels>) -> bool {
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();
     if expressions.is_empty() && fields.is_empty() {
         return false;
     }
-    let labels = node.metadata.labels.as_ref();
-    expressions.iter().all(|requirement| holds(requirement, labels.and_then(|l| l.get(&requirement.key))))
-        && fields.iter().all(|requirement| {
-            requirement.key == "metadata.name" && holds(requirement, node.metadata.name.as_ref())
-        })
+    let holds = |rule: &NodeSelectorRequirement, found| {
+        holds(&rule.operator, rule.values.as_deref().unwrap_or_default(), found)
+    };
+    let label = |key: &str| labels?.get(key).map(String::as_str);
+    expressions.iter().all(|rule| holds(rule, label(&rule.key)))
+        && fields.iter().all(|rule| rule.key == "metadata.name" && holds(rule, Some(name)))
 }
 
-fn holds(requirement: &NodeSelectorRequirement, found: Option<&String>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = found.is_some_and(|v| values.contains(v));
+fn holds(operator: &str, values: &[String], found: Option<&str>) -> bool {
+    let listed = found.is_some_and(|found| values.iter().any(|value| value == found));
     let numbers = || {
         let found: i64 = found?.parse().ok()?;
         let limit: i64 = values.first()?.parse().ok()?;
         Some((found, limit))
     };
-    match requirement.operator.as_str() {
+    match operator {
         "In" => listed,
         "NotIn" => !listed,
         "Exists" => found.is_some(),
@@ -88,19 +86,18 @@ mod tests {
         check(json!({"matchExpressions": [{"key": "none", "operator": "NotIn", "values": ["db"]}]}), true);
         check(json!({"matchExpressions": [{"key": "none", "operator": "Exists"}]}), false);
         check(json!({"matchExpressions": [{"key": "none", "operator": "DoesNotExist"}]}), true);
+        check(json!({"matchExpressions": [{"key": "app", "operator": "Nonsense"}]}), false);
+        check(json!({"matchExpressions": [{"key": "tier", "operator": "Gt", "values": ["1"]}]}), false);
         assert!(!selects(None, Some(&have)));
         assert!(selects(Some(&LabelSelector::default()), None));
     }
 
     #[test]
     fn node_selector_terms() {
-        let node: Node = serde_json::from_value(
-            json!({"metadata": {"name": "n1", "labels": {"cores": "8", "zone": "a"}}}),
-        )
-        .unwrap();
+        let have = labels(&[("cores", "8"), ("zone", "a")]);
         let check = |term: Value, want: bool| {
             let parsed: NodeSelectorTerm = serde_json::from_value(term.clone()).unwrap();
-            assert_eq!(term_admits(&parsed, &node), want, "{term}");
+            assert_eq!(term_admits(&parsed, "n1", Some(&have)), want, "{term}");
         };
         check(json!({}), false);
         check(json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]}), true);
@@ -112,5 +109,6 @@ mod tests {
             json!({"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["n1"]}]}),
             false,
         );
+        check(json!({"matchFields": [{"key": "spec.podCIDR", "operator": "DoesNotExist"}]}), false);
     }
 }
