@@ -308,6 +308,28 @@ impl Patch {
         (all.len() != before).then(|| Self::finalizers(object, &all))
     }
 
+    /// The object's finalizers with `cleanup`, and with `protection` if and only if it is `protected`; `None` if
+    /// they are so.
+    #[must_use]
+    pub fn protect<K: Resource<DynamicType = ()>>(
+        object: &K,
+        cleanup: &str,
+        protection: &str,
+        protected: bool,
+    ) -> Option<Self> {
+        let before = object.meta().finalizers.clone().unwrap_or_default();
+        let mut all = before.clone();
+        for (name, wanted) in [(cleanup, true), (protection, protected)] {
+            let has = all.iter().any(|known| known == name);
+            if wanted && !has {
+                all.push(name.to_owned());
+            } else if has && !wanted {
+                all.retain(|known| known != name);
+            }
+        }
+        (all != before).then(|| Self::finalizers(object, &all))
+    }
+
     fn finalizers<K: Resource<DynamicType = ()>>(object: &K, all: &[String]) -> Self {
         let body = json!({ "metadata": { "finalizers": all } });
         Self { target: Ref::exact(object), status: false, body }

@@ -2,6 +2,7 @@
 
 use holdfast_api::VirtualDisk;
 use holdfast_api::condition;
+use holdfast_api::import::Facts;
 use holdfast_api::names::claim_name;
 use holdfast_api::source::{DataSourceType, ObjectRefKind};
 use holdfast_api::vd::VdPhase;
@@ -9,7 +10,7 @@ use holdfast_api::vi::{DatasourceReady, ImagePhase, Ready, StorageClassReady, Vi
 use holdfast_api::vm::BlockDeviceKind;
 use holdfast_domain::refusal::is_quota;
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Effect, NoteKind, Patch, Plan, Ref, owner_reference};
+use holdfast_reconcile::{Effect, NoteKind, Patch, Plan, owner_reference};
 use jiff::SignedDuration;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
@@ -18,7 +19,7 @@ use super::kinds::Image;
 use super::status::{self, State};
 use super::views::Views;
 use crate::import::storage_class::{self, Choice};
-use crate::import::{From, Helpers, Job, Outcome, remove, remove_pods};
+use crate::import::{CLEARING, From, Helpers, Job, Outcome, not_available, remove, remove_pods};
 use crate::vd::Use;
 
 /// What an image depends on.
@@ -107,9 +108,11 @@ pub fn plan<I: Image>(o: &Observed<I>) -> Plan {
     }
     let mut plan = Plan::default();
     let old = o.image.view().unwrap_or_default();
-    let (state, effects, wake_s) = advance(o, &old);
-    let new = status::of(o, &old, &state);
-    finalizers(&mut plan, o);
+    let Step { state, facts, effects, wake_s } = advance(o, &old);
+    let new = status::of(o, &old, &state, facts.as_ref());
+    if let Some(patch) = Patch::protect(&o.image, I::CLEANUP, I::PROTECTION, !o.uses.is_empty()) {
+        plan.then(patch);
+    }
     events(&mut plan, o, &old, &state);
     plan.status = o.image.patch(&new);
     plan.because(format!("{}: {}", state.phase, state.message));
@@ -119,25 +122,6 @@ pub fn plan<I: Image>(o: &Observed<I>) -> Plan {
     plan.effects.extend(effects);
     plan.effects.extend(o.views.effects(&o.image, state.phase == ImagePhase::Ready, true));
     plan
-}
-
-fn finalizers<I: Image>(plan: &mut Plan, o: &Observed<I>) {
-    let before = o.image.meta().finalizers.clone().unwrap_or_default();
-    let mut all = before.clone();
-    if !all.iter().any(|known| known == I::CLEANUP) {
-        all.push(I::CLEANUP.to_owned());
-    }
-    let has = all.iter().any(|known| known == I::PROTECTION);
-    let wanted = !o.uses.is_empty();
-    if has && !wanted {
-        all.retain(|known| known != I::PROTECTION);
-    } else if wanted && !has {
-        all.push(I::PROTECTION.to_owned());
-    }
-    if all != before {
-        let body = serde_json::json!({"metadata": {"finalizers": all}});
-        plan.then(Patch { target: Ref::exact(&o.image), status: false, body });
-    }
 }
 
 /// Deletion: waits for VMs, then removes views, helpers and data, then lets go.
@@ -161,7 +145,7 @@ fn deletion<I: Image>(o: &Observed<I>) -> Plan {
         return plan;
     }
     plan.effects.extend(remove(&o.helpers));
-    if o.helpers.pods.is_empty() && o.helpers.claim.is_none() {
+    if o.helpers.is_gone() {
         plan.because("data and helpers are gone");
         if let Some(patch) = Patch::remove_finalizer(&o.image, I::CLEANUP) {
             plan.then(patch);
@@ -170,42 +154,55 @@ fn deletion<I: Image>(o: &Observed<I>) -> Plan {
     plan
 }
 
-fn advance<I: Image>(o: &Observed<I>, old: &VirtualImageStatus) -> (State, Vec<Effect>, Option<i64>) {
-    let existing = o.helpers.claim.as_ref().and_then(|claim| claim.spec.as_ref()?.storage_class_name.clone());
-    let wanted = existing.or_else(|| o.image.wanted_class());
+/// State of an image that lives, what is known about its data, what to do, and when to look again.
+struct Step {
+    state: State,
+    facts: Option<Facts>,
+    effects: Vec<Effect>,
+    wake_s: Option<i64>,
+}
+
+impl Step {
+    fn then(state: State, effects: Vec<Effect>) -> Self {
+        Self { state, facts: None, effects, wake_s: None }
+    }
+}
+
+fn advance<I: Image>(o: &Observed<I>, old: &VirtualImageStatus) -> Step {
+    let wanted = o.helpers.class().or_else(|| o.image.wanted_class());
     let storage = storage_class::choose(&o.classes, wanted.as_deref());
     let (datasource, source) = datasource(o);
-    let mut state = State::new(datasource, storage_condition(o, &storage));
+    let mut state = State::new(
+        ImagePhase::Pending,
+        Ready::ProvisioningNotStarted,
+        datasource,
+        storage_condition(o, &storage),
+    );
     if matches!(old.phase, Some(ImagePhase::Ready | ImagePhase::PVCLost | ImagePhase::ImageLost)) {
-        return (provisioned(o, old, state), remove_pods(&o.helpers), None);
+        return Step::then(provisioned(o, old, state), remove_pods(&o.helpers));
     }
     if old.phase == Some(ImagePhase::Failed) && old.observed_generation == o.image.meta().generation {
         let text = condition::find(&old.conditions, "Ready").map(|c| c.message.clone());
-        state.fail(text.unwrap_or_default());
-        return (state, remove(&o.helpers), None);
+        state.be(ImagePhase::Failed, Ready::ProvisioningFailed, text.unwrap_or_default());
+        return Step::then(state, remove(&o.helpers));
     }
     let source = match source {
         Ok(source) => source,
         Err((ready, text)) => {
-            state.wait(ready, text);
-            return (state, Vec::new(), None);
+            state.be(ImagePhase::Pending, ready, text);
+            return Step::then(state, Vec::new());
         }
     };
     match storage {
         Ok(storage) => run(o, state, source, storage),
         Err(text) => {
-            state.wait(Ready::StorageClassNotReady, text);
-            (state, Vec::new(), None)
+            state.be(ImagePhase::Pending, Ready::StorageClassNotReady, text);
+            Step::then(state, Vec::new())
         }
     }
 }
 
-fn run<I: Image>(
-    o: &Observed<I>,
-    mut state: State,
-    source: From,
-    storage: Choice,
-) -> (State, Vec<Effect>, Option<i64>) {
+fn run<I: Image>(o: &Observed<I>, mut state: State, source: From, storage: Choice) -> Step {
     let job = Job {
         kind: I::SHORT,
         name: o.image.name_any(),
@@ -222,54 +219,47 @@ fn run<I: Image>(
     state.class = Some(job.storage.class.clone());
     match outcome {
         Outcome::Clearing => {
-            state.wait(
-                Ready::ProvisioningNotStarted,
-                "Remains of an earlier import are being removed.".into(),
-            );
-            (state, effects, None)
+            state.be(ImagePhase::Pending, Ready::ProvisioningNotStarted, CLEARING);
+            Step::then(state, effects)
         }
         Outcome::Working { progress, message } => {
-            let running =
-                o.helpers.pods.iter().any(|pod| {
-                    pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
-                });
-            state.provision(message);
+            state.be(ImagePhase::Provisioning, Ready::Provisioning, message);
             state.progress = progress;
-            (state, effects, running.then_some(1))
+            Step { wake_s: o.helpers.look_again_s(), ..Step::then(state, effects) }
         }
         Outcome::Refused(why) => {
             // Images of the cluster have no quota of their own to speak of (api.md A6).
             let quota = is_quota(&why) && I::DEVICE != BlockDeviceKind::ClusterVirtualImage;
-            state.wait(if quota { Ready::QuotaExceeded } else { Ready::ProvisioningNotStarted }, why);
-            (state, effects, None)
+            let reason = if quota { Ready::QuotaExceeded } else { Ready::ProvisioningNotStarted };
+            state.be(ImagePhase::Pending, reason, why);
+            Step::then(state, effects)
         }
         Outcome::Done(mut facts) => {
             // A copy keeps what is known about its origin: an ISO stays one.
             if let Some(format) = o.origin.as_ref().and_then(|origin| origin.format.clone()) {
                 facts.format = format;
             }
-            state.ready();
-            state.facts = Some(facts);
-            (state, Vec::new(), None)
+            state.be(ImagePhase::Ready, Ready::Ready, "");
+            Step { facts: Some(facts), ..Step::then(state, Vec::new()) }
         }
         Outcome::Failed(text) => {
-            state.fail(text);
-            (state, effects, None)
+            state.be(ImagePhase::Failed, Ready::ProvisioningFailed, text);
+            Step::then(state, effects)
         }
     }
 }
 
 fn provisioned<I: Image>(o: &Observed<I>, old: &VirtualImageStatus, mut state: State) -> State {
     state.class = old.storage_class_name.clone();
-    let phase = o.helpers.claim.as_ref().and_then(|claim| claim.status.as_ref()?.phase.clone());
-    let is_there = o.helpers.claim.is_some() && phase.as_deref() != Some("Lost");
-    if is_there && old.phase == Some(ImagePhase::Ready) {
-        state.ready();
-    } else if I::SHORT == "vi" {
-        state.lost(ImagePhase::PVCLost, Ready::PVCLost);
-    } else {
-        state.lost(ImagePhase::ImageLost, Ready::ImageLost);
-    }
+    let (phase, ready) = match I::SHORT {
+        _ if o.helpers.has_data() && old.phase == Some(ImagePhase::Ready) => {
+            state.be(ImagePhase::Ready, Ready::Ready, "");
+            return state;
+        }
+        "vi" => (ImagePhase::PVCLost, Ready::PVCLost),
+        _ => (ImagePhase::ImageLost, Ready::ImageLost),
+    };
+    state.be(phase, ready, "The volume that holds the image is missing.");
     state
 }
 
@@ -299,11 +289,7 @@ fn datasource<I: Image>(o: &Observed<I>) -> ((DatasourceReady, String), Result<F
             None => (fine, Err((Ready::DatasourceNotReady, "The data source has no URL.".to_owned()))),
         },
         DataSourceType::ContainerImage | DataSourceType::Upload => {
-            let text = format!(
-                "Data sources of type {} are not available yet: use HTTP or ObjectRef.",
-                source.type_
-            );
-            (fine, Err((Ready::ProvisioningNotStarted, text)))
+            (fine, Err((Ready::ProvisioningNotStarted, not_available(source.type_))))
         }
         DataSourceType::ObjectRef => from_object(o),
     }

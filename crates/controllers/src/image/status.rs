@@ -1,6 +1,6 @@
 //! From the state of an image to its status. Pure.
 
-use holdfast_api::import::{Facts, Progress};
+use holdfast_api::import::Facts;
 use holdfast_api::names::claim_name;
 use holdfast_api::source::ImageSize;
 use holdfast_api::vi::{
@@ -10,70 +10,19 @@ use holdfast_reconcile::Conditions;
 
 use super::kinds::Image;
 use super::plan::Observed;
+use crate::import::Standing;
 use crate::import::progress::{human, percent, speed};
 
-/// Where an image stands.
-#[derive(Clone, Debug)]
-pub struct State {
-    /// Phase.
-    pub phase: ImagePhase,
-    /// Condition `Ready`.
-    pub ready: Ready,
-    /// Its message.
-    pub message: String,
-    /// Condition `DatasourceReady` and its message.
-    pub datasource: (DatasourceReady, String),
-    /// Condition `StorageClassReady` and its message (not shown on cluster images).
-    pub storage: (StorageClassReady, String),
-    /// Storage class in use.
-    pub class: Option<String>,
-    /// Progress of the import.
-    pub progress: Option<Progress>,
-    /// What is known about the data, once complete.
-    pub facts: Option<Facts>,
-}
+/// Where an image stands (`StorageClassReady` is not shown on cluster images).
+pub type State = Standing<ImagePhase, Ready, DatasourceReady, StorageClassReady>;
 
-impl State {
-    pub(super) fn new(datasource: (DatasourceReady, String), storage: (StorageClassReady, String)) -> Self {
-        Self {
-            phase: ImagePhase::Pending,
-            ready: Ready::ProvisioningNotStarted,
-            message: String::new(),
-            datasource,
-            storage,
-            class: None,
-            progress: None,
-            facts: None,
-        }
-    }
-
-    fn become_(&mut self, phase: ImagePhase, ready: Ready, message: impl Into<String>) {
-        (self.phase, self.ready, self.message) = (phase, ready, message.into());
-    }
-
-    pub(super) fn wait(&mut self, ready: Ready, message: String) {
-        self.become_(ImagePhase::Pending, ready, message);
-    }
-
-    pub(super) fn provision(&mut self, message: String) {
-        self.become_(ImagePhase::Provisioning, Ready::Provisioning, message);
-    }
-
-    pub(super) fn ready(&mut self) {
-        self.become_(ImagePhase::Ready, Ready::Ready, "");
-    }
-
-    pub(super) fn fail(&mut self, message: String) {
-        self.become_(ImagePhase::Failed, Ready::ProvisioningFailed, message);
-    }
-
-    pub(super) fn lost(&mut self, phase: ImagePhase, ready: Ready) {
-        self.become_(phase, ready, "The volume that holds the image is missing.");
-    }
-}
-
-/// The status of an image that lives.
-pub(super) fn of<I: Image>(o: &Observed<I>, old: &VirtualImageStatus, state: &State) -> VirtualImageStatus {
+/// The status of an image that lives; `facts` about the data, once that is complete.
+pub(super) fn of<I: Image>(
+    o: &Observed<I>,
+    old: &VirtualImageStatus,
+    state: &State,
+    facts: Option<&Facts>,
+) -> VirtualImageStatus {
     let mut conditions = Conditions::carry(&old.conditions, o.image.meta().generation, o.now);
     conditions.is(state.datasource.0, state.datasource.1.clone());
     if I::SHORT == "vi" {
@@ -83,7 +32,6 @@ pub(super) fn of<I: Image>(o: &Observed<I>, old: &VirtualImageStatus, state: &St
     in_use(&mut conditions, o);
     let settled = matches!(state.phase, ImagePhase::Ready | ImagePhase::PVCLost | ImagePhase::ImageLost);
     let known = settled.then_some(old);
-    let facts = state.facts.as_ref();
     VirtualImageStatus {
         phase: Some(state.phase),
         format: facts.map(|f| f.format.clone()).or_else(|| known.and_then(|k| k.format.clone())),

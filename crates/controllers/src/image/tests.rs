@@ -54,7 +54,8 @@ fn cvi() -> Observed<ClusterVirtualImage> {
 
 fn status_after<I: Image>(o: &Observed<I>) -> VirtualImageStatus {
     let old = o.image.view().unwrap_or_default();
-    status::of(o, &old, &advance(o, &old).0)
+    let Step { state, facts, .. } = advance(o, &old);
+    status::of(o, &old, &state, facts.as_ref())
 }
 
 fn reason(status: &VirtualImageStatus, kind: &str) -> String {

@@ -14,7 +14,7 @@ pub mod progress;
 pub mod storage_class;
 
 use holdfast_api::import::{Facts, GENERATION_LABEL, Outcome as Result_, Progress, TASK_IMPORT, TASK_LABEL};
-use holdfast_api::source::HttpSource;
+use holdfast_api::source::{DataSourceType, HttpSource};
 use holdfast_reconcile::{Create, Effect};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -83,6 +83,79 @@ pub struct Helpers {
     /// Why the API last refused to create one of them.
     pub refused: Option<String>,
 }
+
+impl Helpers {
+    /// Class of the claim that exists.
+    #[must_use]
+    pub fn class(&self) -> Option<String> {
+        self.claim.as_ref()?.spec.as_ref()?.storage_class_name.clone()
+    }
+
+    /// The claim exists and has not lost its volume.
+    #[must_use]
+    pub fn has_data(&self) -> bool {
+        let phase = |claim: &PersistentVolumeClaim| claim.status.as_ref()?.phase.clone();
+        self.claim.as_ref().is_some_and(|claim| phase(claim).as_deref() != Some("Lost"))
+    }
+
+    /// Nothing is left.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.pods.is_empty() && self.claim.is_none()
+    }
+
+    /// Seconds until the progress of a pod at work is worth another look.
+    #[must_use]
+    pub fn look_again_s(&self) -> Option<i64> {
+        let phase = |pod: &Pod| pod.status.as_ref()?.phase.clone();
+        self.pods.iter().any(|pod| phase(pod).as_deref() == Some("Running")).then_some(1)
+    }
+}
+
+/// A sentence about a kind of data source that is still to come.
+#[must_use]
+pub fn not_available(source: DataSourceType) -> String {
+    format!("Data sources of type {source} are not available yet: use HTTP or ObjectRef.")
+}
+
+/// Where a disk or an image stands: its phase, and its conditions with their messages.
+#[derive(Clone, Debug)]
+pub struct Standing<Phase, Ready, Datasource, Storage> {
+    /// Phase.
+    pub phase: Phase,
+    /// Condition `Ready`.
+    pub ready: Ready,
+    /// Its message.
+    pub message: String,
+    /// Condition `DatasourceReady` and its message.
+    pub datasource: (Datasource, String),
+    /// Condition `StorageClassReady` and its message.
+    pub storage: (Storage, String),
+    /// Storage class in use.
+    pub class: Option<String>,
+    /// Progress of the import.
+    pub progress: Option<Progress>,
+}
+
+impl<Phase, Ready, Datasource, Storage> Standing<Phase, Ready, Datasource, Storage> {
+    /// Nothing has begun: this phase and this reason.
+    pub fn new(
+        phase: Phase,
+        ready: Ready,
+        datasource: (Datasource, String),
+        storage: (Storage, String),
+    ) -> Self {
+        Self { phase, ready, message: String::new(), datasource, storage, class: None, progress: None }
+    }
+
+    /// Takes another place.
+    pub fn be(&mut self, phase: Phase, ready: Ready, message: impl Into<String>) {
+        (self.phase, self.ready, self.message) = (phase, ready, message.into());
+    }
+}
+
+/// What is said while remains of an earlier import go.
+pub const CLEARING: &str = "Remains of an earlier import are being removed.";
 
 /// Where a job stands.
 #[derive(Clone, Debug, PartialEq)]

@@ -14,7 +14,9 @@ use kube::ResourceExt as _;
 
 use super::status::{self, State};
 use crate::import::storage_class::{self, Choice};
-use crate::import::{From, Helpers, Job, Outcome, insufficient, remove, remove_pods};
+use crate::import::{
+    CLEARING, From, Helpers, Job, Outcome, insufficient, not_available, remove, remove_pods,
+};
 
 /// What a disk depends on.
 #[derive(Clone, Debug)]
@@ -98,7 +100,10 @@ pub fn plan(o: &Observed) -> Plan {
     let old = o.disk.status.clone().unwrap_or_default();
     let (state, effects, wake_s) = advance(o, &old);
     let new = status::of(o, &old, &state);
-    finalizers(&mut plan, o, &new);
+    let protected = !new.attached_to_virtual_machines.is_empty();
+    if let Some(patch) = Patch::protect(&o.disk, finalizer::VD_CLEANUP, finalizer::VD_PROTECTION, protected) {
+        plan.then(patch);
+    }
     events(&mut plan, o, &old, &state);
     plan.set_status(&o.disk, o.disk.status.as_ref(), &new);
     plan.because(format!("{}: {}", new.phase.unwrap_or_default(), state.message));
@@ -107,26 +112,6 @@ pub fn plan(o: &Observed) -> Plan {
     }
     plan.effects.extend(effects);
     plan
-}
-
-fn finalizers(plan: &mut Plan, o: &Observed, new: &VirtualDiskStatus) {
-    let mut wanted = o.disk.clone();
-    let all = wanted.metadata.finalizers.get_or_insert_default();
-    if !all.iter().any(|known| known == finalizer::VD_CLEANUP) {
-        all.push(finalizer::VD_CLEANUP.to_owned());
-    }
-    let protected = !new.attached_to_virtual_machines.is_empty();
-    all.retain(|known| known != finalizer::VD_PROTECTION);
-    if protected {
-        all.push(finalizer::VD_PROTECTION.to_owned());
-    }
-    let before = o.disk.metadata.finalizers.clone().unwrap_or_default();
-    let same = before.len() == all.len() && all.iter().all(|name| before.contains(name));
-    if !same {
-        let body = serde_json::json!({"metadata": {"finalizers": all}});
-        let target = holdfast_reconcile::Ref::exact(&o.disk);
-        plan.then(Patch { target, status: false, body });
-    }
 }
 
 /// Deletion: waits for users, then removes helpers and data, then lets go.
@@ -146,7 +131,7 @@ fn deletion(o: &Observed) -> Plan {
         return plan;
     }
     plan.effects.extend(remove(&o.helpers));
-    if o.helpers.pods.is_empty() && o.helpers.claim.is_none() {
+    if o.helpers.is_gone() {
         plan.because("data and helpers are gone");
         if let Some(patch) = Patch::remove_finalizer(&o.disk, finalizer::VD_CLEANUP) {
             plan.then(patch);
@@ -161,60 +146,50 @@ fn deletion(o: &Observed) -> Plan {
 fn advance(o: &Observed, old: &VirtualDiskStatus) -> (State, Vec<Effect>, Option<i64>) {
     let (datasource, source) = datasource(o);
     let storage = storage_class::choose(&o.classes, class_name(o).as_deref());
-    let mut state = State::new(datasource, storage_condition(&storage));
+    let mut state =
+        State::new(VdPhase::Pending, Ready::ProvisioningNotStarted, datasource, storage_condition(&storage));
     if was_provisioned(old) {
         return (provisioned(o, old, state), remove_pods(&o.helpers), None);
     }
     if old.phase == Some(VdPhase::Failed) && is_of_generation(o, old) {
         let text = condition::find(&old.conditions, "Ready").map(|c| c.message.clone());
-        state.fail(text.unwrap_or_default());
+        state.be(VdPhase::Failed, Ready::ProvisioningFailed, text.unwrap_or_default());
         return (state, remove(&o.helpers), None);
     }
     let source = match source {
         Ok(source) => source,
         Err((ready, text)) => {
-            state.wait(ready, text);
+            state.be(VdPhase::Pending, ready, text);
             return (state, Vec::new(), None);
         }
     };
     let storage = match storage {
         Ok(storage) => storage,
         Err(text) => {
-            state.wait(Ready::StorageClassIsNotReady, text);
+            state.be(VdPhase::Pending, Ready::StorageClassIsNotReady, text);
             return (state, Vec::new(), None);
         }
     };
     if let Some(text) = unusable(o) {
-        state.fail(text);
+        state.be(VdPhase::Failed, Ready::ProvisioningFailed, text);
         return (state, remove(&o.helpers), None);
     }
     run(o, state, source, storage)
 }
 
 fn run(o: &Observed, mut state: State, source: From, storage: Choice) -> (State, Vec<Effect>, Option<i64>) {
-    let blank = source == From::Blank;
     let job = job(o, source, storage);
     let (outcome, effects) = job.step(&o.helpers);
     state.class = Some(job.storage.class.clone());
     match outcome {
         Outcome::Clearing => {
-            state.wait(
-                Ready::ProvisioningNotStarted,
-                "Remains of an earlier import are being removed.".into(),
-            );
+            state.be(VdPhase::Pending, Ready::ProvisioningNotStarted, CLEARING);
             (state, effects, None)
         }
         Outcome::Working { progress, message } => {
-            state.provision(message);
-            // Pods in work are asked for their progress once a second; a blank disk has none.
-            let wake = o
-                .helpers
-                .pods
-                .iter()
-                .any(|pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
+            state.be(VdPhase::Provisioning, Ready::Provisioning, message);
             state.progress = progress;
-            state.shows_progress = !blank;
-            (state, effects, wake.then_some(1))
+            (state, effects, o.helpers.look_again_s())
         }
         Outcome::Refused(why) => {
             let quota = holdfast_domain::refusal::is_quota(&why);
@@ -222,11 +197,11 @@ fn run(o: &Observed, mut state: State, source: From, storage: Choice) -> (State,
             (state, effects, None)
         }
         Outcome::Done(_) => {
-            state.ready();
+            state.be(VdPhase::Ready, Ready::Ready, "");
             (state, Vec::new(), None)
         }
         Outcome::Failed(text) => {
-            state.fail(text);
+            state.be(VdPhase::Failed, Ready::ProvisioningFailed, text);
             (state, effects, None)
         }
     }
@@ -250,9 +225,8 @@ fn job(o: &Observed, source: From, storage: Choice) -> Job {
 
 /// Class of the claim that exists, else the wanted one (vm-lifecycle.md §8.5).
 fn class_name(o: &Observed) -> Option<String> {
-    let existing = o.helpers.claim.as_ref().and_then(|claim| claim.spec.as_ref()?.storage_class_name.clone());
-    let wanted = o.disk.spec.persistent_volume_claim.as_ref().and_then(|c| c.storage_class_name.clone());
-    existing.or(wanted)
+    let wanted = || o.disk.spec.persistent_volume_claim.as_ref()?.storage_class_name.clone();
+    o.helpers.class().or_else(wanted)
 }
 
 fn storage_condition(storage: &Result<Choice, String>) -> (StorageClassReady, String) {
@@ -273,16 +247,13 @@ fn is_of_generation(o: &Observed, old: &VirtualDiskStatus) -> bool {
 /// The data was complete before: is it still there?
 fn provisioned(o: &Observed, old: &VirtualDiskStatus, mut state: State) -> State {
     state.class = old.storage_class_name.clone();
-    let lost = old.phase == Some(VdPhase::PVCLost);
-    match &o.helpers.claim {
-        Some(claim) if !lost && !is_lost(claim) => state.ready(),
-        _ => state.lost(),
+    if o.helpers.has_data() && old.phase != Some(VdPhase::PVCLost) {
+        state.be(VdPhase::Ready, Ready::Ready, "");
+    } else {
+        let text = "The PersistentVolumeClaim of the disk or its volume is missing.";
+        state.be(VdPhase::PVCLost, Ready::PVCLost, text);
     }
     state
-}
-
-fn is_lost(claim: &k8s_openapi::api::core::v1::PersistentVolumeClaim) -> bool {
-    claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost")
 }
 
 type NotYet = (Ready, String);
@@ -297,11 +268,7 @@ fn datasource(o: &Observed) -> ((DatasourceReady, String), Result<From, NotYet>)
             None => (fine, Err((Ready::DatasourceIsNotReady, "The data source has no URL.".to_owned()))),
         },
         DataSourceType::ContainerImage | DataSourceType::Upload => {
-            let text = format!(
-                "Data sources of type {} are not available yet: use HTTP or ObjectRef.",
-                source.type_
-            );
-            (fine, Err((Ready::ProvisioningNotStarted, text)))
+            (fine, Err((Ready::ProvisioningNotStarted, not_available(source.type_))))
         }
         DataSourceType::ObjectRef => from_object(o, source),
     }

@@ -1,7 +1,6 @@
 //! From the state of a disk to its status. Pure.
 
 use holdfast_api::Quantity;
-use holdfast_api::import::Progress;
 use holdfast_api::names::claim_name;
 use holdfast_api::vd::{
     AttachedVm, CreationDuration, DatasourceReady, DiskStats, DiskTarget, InUse, Ready, Resizing,
@@ -11,71 +10,11 @@ use holdfast_reconcile::Conditions;
 use kube::ResourceExt as _;
 
 use super::plan::Observed;
+use crate::import::Standing;
 use crate::import::progress::{duration, percent, speed};
 
 /// Where a disk stands.
-#[derive(Clone, Debug)]
-pub struct State {
-    /// Phase.
-    pub phase: VdPhase,
-    /// Condition `Ready`.
-    pub ready: Ready,
-    /// Its message.
-    pub message: String,
-    /// Condition `DatasourceReady` and its message.
-    pub datasource: (DatasourceReady, String),
-    /// Condition `StorageClassReady` and its message.
-    pub storage: (StorageClassReady, String),
-    /// Storage class in use.
-    pub class: Option<String>,
-    /// Progress of the import.
-    pub progress: Option<Progress>,
-    /// The import shows progress (a blank disk shows none).
-    pub shows_progress: bool,
-}
-
-impl State {
-    pub(super) fn new(datasource: (DatasourceReady, String), storage: (StorageClassReady, String)) -> Self {
-        Self {
-            phase: VdPhase::Pending,
-            ready: Ready::ProvisioningNotStarted,
-            message: String::new(),
-            datasource,
-            storage,
-            class: None,
-            progress: None,
-            shows_progress: false,
-        }
-    }
-
-    fn become_(&mut self, phase: VdPhase, ready: Ready, message: impl Into<String>) {
-        (self.phase, self.ready, self.message) = (phase, ready, message.into());
-    }
-
-    pub(super) fn wait(&mut self, ready: Ready, message: String) {
-        self.become_(VdPhase::Pending, ready, message);
-    }
-
-    pub(super) fn provision(&mut self, message: String) {
-        self.become_(VdPhase::Provisioning, Ready::Provisioning, message);
-    }
-
-    pub(super) fn ready(&mut self) {
-        self.become_(VdPhase::Ready, Ready::Ready, "");
-    }
-
-    pub(super) fn fail(&mut self, message: String) {
-        self.become_(VdPhase::Failed, Ready::ProvisioningFailed, message);
-    }
-
-    pub(super) fn lost(&mut self) {
-        self.become_(
-            VdPhase::PVCLost,
-            Ready::PVCLost,
-            "The PersistentVolumeClaim of the disk or its volume is missing.",
-        );
-    }
-}
+pub type State = Standing<VdPhase, Ready, DatasourceReady, StorageClassReady>;
 
 /// The status of a disk that lives.
 pub(super) fn of(o: &Observed, old: &VirtualDiskStatus, state: &State) -> VirtualDiskStatus {
@@ -94,7 +33,7 @@ pub(super) fn of(o: &Observed, old: &VirtualDiskStatus, state: &State) -> Virtua
         phase: Some(state.phase),
         capacity,
         progress: match state.phase {
-            VdPhase::Provisioning if state.shows_progress => Some(percent(state.progress.as_ref())),
+            VdPhase::Provisioning if shows_progress(o) => Some(percent(state.progress.as_ref())),
             VdPhase::Ready | VdPhase::PVCLost => Some("100%".to_owned()),
             _ => None,
         },
@@ -133,6 +72,11 @@ pub(super) fn terminating(o: &Observed, old: &VirtualDiskStatus) -> VirtualDiskS
         observed_generation: o.disk.metadata.generation,
         ..old.clone()
     }
+}
+
+/// A blank disk has no import to watch.
+fn shows_progress(o: &Observed) -> bool {
+    o.disk.spec.data_source.is_some()
 }
 
 /// Capacity of the bound claim.
