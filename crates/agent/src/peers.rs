@@ -5,11 +5,11 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use holdfast_wire::Id;
 use holdfast_wire::frame;
 use holdfast_wire::launcher::SeedFiles;
 use holdfast_wire::local::BoxStream;
 use holdfast_wire::peer::{Open, Opened, Opening, PORT, Records, Route};
-use holdfast_wire::{Id, VERSION};
 
 use crate::underlay::PeerNetwork;
 
@@ -98,7 +98,7 @@ impl Line {
 
     async fn ask(&mut self, open: Open) -> Result<Opened, PeerError> {
         let peer = &self.peer;
-        let opening = Opening { v: VERSION, open };
+        let opening = Opening::of(open);
         frame::write(&mut self.stream, &opening).await.map_err(|e| peer.failed(broken(e)))?;
         let answer = frame::read::<Opened>(&mut self.stream).await.map_err(|e| peer.failed(broken(e)))?;
         match answer {

@@ -50,6 +50,15 @@ async fn converse(agent: &NodeAgent, mut stream: BoxStream, who: &str) {
         let opening = match frame::read::<Opening>(&mut stream).await {
             Ok(Some(opening)) => opening,
             Ok(None) => return,
+            Err(frame::Error::Json(error)) => {
+                tracing::warn!(who, %error, "a question of a newer build");
+                let why =
+                    "this node's agent does not know what was asked; it is of an older build".to_owned();
+                match frame::write(&mut stream, &Opened::Refused { why }).await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
             Err(error) => {
                 tracing::debug!(who, %error, "a conversation ended");
                 return;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use holdfast_wire::frame;
 use holdfast_wire::peer::{Open, Opened, Opening, PORT, StreamTo};
-use holdfast_wire::{VERSION, frame};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
@@ -132,7 +132,7 @@ impl Dialer {
         // An agent's certificate bears its node's name.
         let name = ServerName::try_from(target.node.clone()).context("the node's name is no DNS name")?;
         let mut stream = self.tls.connect(name, tcp).await?;
-        frame::write(&mut stream, &Opening { v: VERSION, open }).await?;
+        frame::write(&mut stream, &Opening::of(open)).await?;
         let answer = frame::read::<Opened>(&mut stream).await?;
         let answer = answer.context("the agent closed the connection without an answer")?;
         Ok((stream, answer))

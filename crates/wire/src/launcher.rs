@@ -32,7 +32,7 @@ pub const SOCKET_CONTROL_IN: &str = "control-in.sock";
 /// From the agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToLauncher {
-    /// Version of the sender.
+    /// Version in which the request came, [`Request::since`].
     pub v: u32,
     /// Number of the request on this connection, from 1.
     pub seq: u64,
@@ -144,13 +144,36 @@ pub enum Request {
     /// edited since. Answer: [`Answer::Seed`].
     Seed,
     /// How fast the guest dirties memory. With a time: begin to measure for so long. Answer:
-    /// [`Answer::DirtyRate`]. Asked only when somebody wants to know: a launcher of an older build hangs up.
+    /// [`Answer::DirtyRate`].
     DirtyRate {
         /// Seconds, 1 to 60; none asks for what the last measurement found.
         measure_s: Option<u32>,
     },
     /// A byte stream to the guest. The answer carries one end of a socket pair as its descriptor.
     OpenStream(StreamKind),
+}
+
+impl Request {
+    /// The version in which it came: only a launcher that speaks at least this one knows it.
+    #[must_use]
+    pub fn since(&self) -> u32 {
+        match self {
+            Self::Seed | Self::DirtyRate { .. } => 2,
+            Self::Hello { .. }
+            | Self::Prepare(_)
+            | Self::Run
+            | Self::Stop { .. }
+            | Self::Kill { .. }
+            | Self::Query
+            | Self::MigrateOut { .. }
+            | Self::MigrateIn { .. }
+            | Self::Switch { .. }
+            | Self::Cancel { .. }
+            | Self::Settle { .. }
+            | Self::SetLimits { .. }
+            | Self::OpenStream(_) => 1,
+        }
+    }
 }
 
 /// See [`Request::Prepare`].

@@ -3,7 +3,9 @@
 //! Here: the messages, their framing, and the connection types. Not here: TLS, who may send what when.
 //! Start at [`launcher`] for the pod side, [`peer`] for what crosses nodes, [`frame`] for the bytes,
 //! [`local`] for what carries them inside a node.
-//! A frame is a 4-byte big-endian length and JSON; this and the previous [`VERSION`] are accepted.
+//! A frame is a 4-byte big-endian length and JSON. Programs of two releases meet: launchers outlive the update of
+//! their agent. A message therefore bears the version in which it came (`since`), and what the other side is too
+//! old for is not sent.
 //! Source: design/first-slice.md §4.3, migration-and-maintenance.md §2.4.
 
 pub mod frame;
@@ -15,8 +17,8 @@ pub mod unix;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the messages that this build speaks.
-pub const VERSION: u32 = 1;
+/// Version of the messages that this build speaks. 2: provisioning files and dirty rate can be asked for.
+pub const VERSION: u32 = 2;
 /// Oldest version this build accepts.
 pub const OLDEST: u32 = 1;
 

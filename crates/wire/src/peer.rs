@@ -14,10 +14,18 @@ pub const PORT: u16 = 4130;
 /// First frame of a connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Opening {
-    /// Version of the sender.
+    /// Version in which this came, [`Open::since`].
     pub v: u32,
     /// What is wanted.
     pub open: Open,
+}
+
+impl Opening {
+    /// The frame for what is wanted.
+    #[must_use]
+    pub fn of(open: Open) -> Self {
+        Self { v: open.since(), open }
+    }
 }
 
 /// What a connection is for.
@@ -66,6 +74,21 @@ pub enum Open {
         /// Which.
         kind: StreamTo,
     },
+}
+
+impl Open {
+    /// The version in which it came: only an agent that speaks at least this one knows it.
+    #[must_use]
+    pub fn since(&self) -> u32 {
+        match self {
+            Self::Seed { .. } | Self::DirtyRate { .. } => 2,
+            Self::Control { .. }
+            | Self::Memory { .. }
+            | Self::Route(_)
+            | Self::AskLauncher { .. }
+            | Self::Stream { .. } => 1,
+        }
+    }
 }
 
 /// A VM's address and the node behind it.

@@ -49,6 +49,8 @@ pub struct Conversation {
     waiting: Waiting,
     next: AtomicU64,
     id: Id,
+    /// Version agreed on: the launcher may be of an older build.
+    version: u32,
     reader: tokio::task::AbortHandle,
 }
 
@@ -83,8 +85,10 @@ impl Conversation {
         let (events, receiver) = mpsc::channel(EVENTS);
         let id = first.id.clone();
         let reader = tokio::spawn(read(conn.clone(), waiting.clone(), events, first)).abort_handle();
-        let conversation = Self { conn, waiting, next: AtomicU64::new(1), id, reader };
-        let hello = conversation.hello().await?;
+        let next = AtomicU64::new(1);
+        let mut conversation = Self { conn, waiting, next, id, version: OLDEST, reader };
+        let (version, hello) = conversation.hello().await?;
+        conversation.version = version;
         Ok((conversation, receiver, hello))
     }
 
@@ -98,11 +102,11 @@ impl Conversation {
         self.conn.peer_pid()
     }
 
-    async fn hello(&self) -> Result<Hello, TalkError> {
+    async fn hello(&self) -> Result<(u32, Hello), TalkError> {
         let versions = (OLDEST..=VERSION).rev().collect();
         match self.ask(Request::Hello { versions }, &[], PROMPT).await? {
             (Answer::Hello { version, qemu_version }, _) if (OLDEST..=VERSION).contains(&version) => {
-                Ok(Hello { qemu_version })
+                Ok((version, Hello { qemu_version }))
             }
             (other, _) => Err(TalkError::Nonsense(format!("{other:?} to Hello"))),
         }
@@ -118,13 +122,18 @@ impl Conversation {
         fds: &[BorrowedFd<'_>],
         limit: Duration,
     ) -> Result<Answered, TalkError> {
+        if request.since() > self.version {
+            let why = "it is of an older build that does not know this yet; a restart or a move of the VM brings it \
+                       up to date";
+            return Err(TalkError::Refused(why.to_owned()));
+        }
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         match self.waiting.lock().as_mut() {
             Some(waiting) => waiting.insert(seq, sender),
             None => return Err(TalkError::Gone),
         };
-        let frame = ToLauncher { v: VERSION, seq, id: self.id.clone(), request, fds: fds.len() };
+        let frame = ToLauncher { v: request.since(), seq, id: self.id.clone(), request, fds: fds.len() };
         self.conn.send(&frame, fds).await?;
         let answer = tokio::time::timeout(limit, receiver).await;
         if let Some(waiting) = self.waiting.lock().as_mut() {
@@ -221,4 +230,48 @@ async fn read(conn: Arc<Conn>, waiting: Waiting, events: mpsc::Sender<Event>, fi
         }
     }
     waiting.lock().take();
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_wire::launcher::State;
+    use holdfast_wire::local::Unix;
+
+    use super::*;
+
+    /// A launcher of the first release: it hangs up on what it does not know, so that must not reach it.
+    #[tokio::test]
+    async fn an_older_launcher_is_spared_what_it_does_not_know() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("launcher.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let launcher = tokio::spawn(async move {
+            let conn = Conn::new(listener.accept().await.unwrap().0);
+            let say = async |body| {
+                let frame = FromLauncher { v: 1, id: Id::default(), body, fds: 0 };
+                conn.send(&frame, &[]).await.unwrap();
+            };
+            say(Body::Event(Event::State(State::default()))).await;
+            let mut heard = vec![];
+            while let Ok(Some((ToLauncher { v, seq, request, .. }, _))) =
+                conn.receive(|message: &ToLauncher| message.fds).await
+            {
+                let answer = match &request {
+                    Request::Hello { .. } => Answer::Hello { version: 1, qemu_version: "7.2.0".into() },
+                    _ => Answer::Done,
+                };
+                heard.push((v, format!("{request:?}")));
+                say(Body::Answer { seq, answer }).await;
+            }
+            heard
+        });
+        let (conversation, _events, _) = Conversation::open(&Unix, &socket).await.unwrap();
+        let refused = conversation.ask(Request::Seed, &[], PROMPT).await.unwrap_err();
+        assert!(refused.to_string().contains("older build"), "{refused}");
+        conversation.order(Request::Run, None, PROMPT).await.unwrap();
+        drop(conversation);
+        let heard = launcher.await.unwrap();
+        let [(1, hello), (1, run)] = &heard[..] else { panic!("{heard:?}") };
+        assert!(hello.starts_with("Hello") && run == "Run", "{heard:?}");
+    }
 }
