@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{leaks, wait_for};
 
-/// One platform. Dropping it purges the home and everything it made.
+/// One platform. A test that has passed ends it ([`Home::end`]); after a failure dropping it does.
 #[derive(Debug)]
 pub struct Home {
     dir: tempfile::TempDir,
@@ -203,19 +203,36 @@ impl Home {
     }
 }
 
+impl Home {
+    /// How a test that has passed ends: purges the home. Fails when the purge does, or leaves anything.
+    pub fn end(self) -> Result<()> {
+        self.purge()
+    }
+
+    fn purge(&self) -> Result<()> {
+        self.holdfast(&["down", "--purge"])?;
+        let left: Vec<_> = std::fs::read_dir(self.path()).into_iter().flatten().flatten().collect();
+        // What a test wrote into the home itself is not the platform's to remove.
+        ensure!(left.iter().all(|f| f.file_name() == "known_hosts"), "a purge left {left:?}");
+        leaks::nothing_left(self.path(), &self.id).context("a purge left something")
+    }
+}
+
 impl Drop for Home {
+    /// After a failure. What the purge meets is only shown: the test's own error is what counts.
     fn drop(&mut self) {
-        if std::thread::panicking() && std::env::var_os("HOLDFAST_KEEP").is_some() {
-            eprintln!("kept: {}", self.path().display());
+        let is_gone = !self.path().join("home.json").exists();
+        if is_gone {
             return;
         }
-        let purged = self.holdfast(&["down", "--purge"]);
-        if !std::thread::panicking() {
-            purged.expect("holdfast down --purge");
-            let left: Vec<_> = std::fs::read_dir(self.path()).into_iter().flatten().flatten().collect();
-            // What a test wrote into the home itself is not the platform's to remove.
-            assert!(left.iter().all(|f| f.file_name() == "known_hosts"), "a purge left {left:?}");
-            leaks::nothing_left(self.path(), &self.id).expect("nothing is left after a purge");
+        if std::env::var_os("HOLDFAST_KEEP").is_some() {
+            eprintln!("kept: {}", self.path().display());
+            // The directory goes with its handle otherwise.
+            self.dir.disable_cleanup(true);
+            return;
+        }
+        if let Err(error) = self.purge() {
+            eprintln!("after the failed test: {error:#}");
         }
     }
 }

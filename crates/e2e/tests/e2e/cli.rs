@@ -164,7 +164,7 @@ fn console_screen_and_connections() -> Result<()> {
         if modes.len() == 2 && modes[0] == modes[1] { Ok(()) } else { Err(format!("{modes:?} in {text}")) }
     })?;
     ensure!(guest.boot_id()? == boot, "the guest has booted again");
-    Ok(())
+    home.end()
 }
 
 /// Titles of a table.
@@ -250,5 +250,6 @@ spec: {virtualMachineName: v, type: Evict}
     ensure!(out.status.code() == Some(1), "{out:?}");
     let text = stdout(&out);
     contains(&text, "VirtualMachine \"default/v\" was not started.")?;
-    contains(&text, "reason=\"NotApplicableForVirtualMachineRunPolicy\"")
+    contains(&text, "reason=\"NotApplicableForVirtualMachineRunPolicy\"")?;
+    home.end()
 }

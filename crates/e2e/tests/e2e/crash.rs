@@ -194,7 +194,7 @@ fn guests_outlive_every_process_of_the_platform() -> Result<()> {
     home.wait_field("vmop evict", "/status/phase", "Completed", BOOT)?;
     guest.counter.goes_on(5, s(20))?;
     ensure!(node_of(&home, "v") != source && guest.guest.boot_id()? == guest.boot);
-    Ok(())
+    home.end()
 }
 
 /// One crash inside a move.
@@ -324,7 +324,7 @@ fn crashes_inside_a_move_leave_one_guest() -> Result<()> {
     home.wait_field("vmop next", "/status/phase", "Completed", BOOT)?;
     wait_once(&home)?;
     ensure!(guest_of(&home, "v")?.boot_id()? == boot);
-    Ok(())
+    home.end()
 }
 
 #[test]
@@ -373,5 +373,5 @@ fn a_node_without_network_or_power() -> Result<()> {
     let events = home.k(&["get", "events", "--field-selector", "involvedObject.name=v"])?;
     contains(&events, "after the loss of the node")?;
     ensure!(guest_of(&home, "v")?.address == guest.guest.address);
-    Ok(())
+    home.end()
 }

@@ -164,7 +164,8 @@ fn sources_become_ready() -> Result<()> {
     ensure!(std::fs::read(data_file(&home, "vd copy")?)? == content, "copy: the data differs");
 
     home.k(&["delete", "vd,vi", "--all"])?;
-    is_empty_storage(&home)
+    is_empty_storage(&home)?;
+    home.end()
 }
 
 #[test]
@@ -243,5 +244,6 @@ fn failures_are_said_and_leave_nothing() -> Result<()> {
     contains(&events, "VirtualDiskSpecHasBeenChanged")?;
 
     home.k(&["delete", "vd,vi", "--all"])?;
-    is_empty_storage(&home)
+    is_empty_storage(&home)?;
+    home.end()
 }

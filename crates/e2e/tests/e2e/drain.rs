@@ -66,7 +66,7 @@ fn drain_empties_a_node_one_move_at_a_time() -> Result<()> {
     ensure!(node_of(&home, "d") == node);
     let nodes: BTreeSet<String> = vms.iter().map(|v| node_of(&home, v)).collect();
     ensure!(!nodes.contains(&node), "a VM came back by itself");
-    Ok(())
+    home.end()
 }
 
 /// Pods that are none of ours, on a node: one of each kind of controller.
@@ -206,5 +206,5 @@ fn drain_by_selector_and_uncordon_calls_off() -> Result<()> {
     ensure!(items.len() == 2 && items.iter().all(|item| item["spec"]["force"].is_null()), "{items:?}");
     let config = items.iter().find_map(|item| item.pointer("/status/config/autoConverge"));
     ensure!(config == Some(&true.into()), "{items:?}");
-    Ok(())
+    home.end()
 }

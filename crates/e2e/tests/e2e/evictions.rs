@@ -117,7 +117,7 @@ fn drains_are_held_up_called_off_and_asked_again() -> Result<()> {
     drained(client)?;
     ensure!(node_of(&home, "v") == ONE && operations(&home)? == ["users"], "{:?}", operations(&home)?);
     home.k(&["uncordon", TWO])?;
-    Ok(())
+    home.end()
 }
 
 #[test]
@@ -169,5 +169,6 @@ fn a_vm_that_cannot_move_blocks_its_node_until_it_stops() -> Result<()> {
     home.wait_field(&format!("pod {pod}"), "/status/phase", "Succeeded", SOON)?;
     contains(&evict_pod(&home, &pod, "")?, "\"code\":201")?;
     home.k(&["patch", "pod", &pod, "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#])?;
-    home.wait_gone(&format!("pod {pod}"), SOON)
+    home.wait_gone(&format!("pod {pod}"), SOON)?;
+    home.end()
 }

@@ -111,7 +111,7 @@ fn running_vms_move_to_another_firmware() -> Result<()> {
         ensure!(qemu_of(&home, vm) == new && home.field(&format!("vm {vm}"), "/status/phase") == "Running");
     }
     ensure!(guest.boot_id()? == boot, "the guest has booted again");
-    Ok(())
+    home.end()
 }
 
 /// Waits until an operation of the VM has failed; the operation as text.

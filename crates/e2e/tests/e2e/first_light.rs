@@ -70,7 +70,7 @@ fn quickstart_runs_and_leaves_nothing() -> Result<()> {
         if left == 0 { Ok(()) } else { Err(format!("{left} below storage/shared")) }
     })?;
     // Purging the home then leaves no process, link, namespace, table or mount: the harness checks it.
-    Ok(())
+    home.end()
 }
 
 fn columns_are_the_seeds(home: &Home) -> Result<()> {
@@ -124,5 +124,5 @@ fn a_vm_waits_for_its_disk_and_two_vms_reach_each_other() -> Result<()> {
     b.run(&format!("mkdir -p ~/.ssh && chmod 700 ~/.ssh && echo '{key}' > ~/.ssh/authorized_keys"))?;
     let banner = a.run(&format!("(sleep 2) | nc -w 5 {} 22 | head -c 7", b.address))?;
     ensure!(banner == "SSH-2.0", "from a to b: {banner:?}");
-    Ok(())
+    home.end()
 }

@@ -130,7 +130,8 @@ fn an_object_puts_a_node_into_maintenance() -> Result<()> {
         ensure!(node_of(&home, vm) != ONE, "vm {vm} came back by itself");
         home.k(&["delete", "vm", vm])?;
     }
-    a_vm_that_cannot_move(&home)
+    a_vm_that_cannot_move(&home)?;
+    home.end()
 }
 
 fn a_vm_that_cannot_move(home: &Home) -> Result<()> {

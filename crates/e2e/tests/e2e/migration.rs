@@ -94,7 +94,7 @@ fn evict_moves_a_guest_that_does_not_notice() -> Result<()> {
     ensure!(node_of(&home, "linux-vm") != target);
     counter.goes_on(20, s(20))?;
     ensure!(guest.boot_id()? == boot);
-    Ok(())
+    home.end()
 }
 
 // The guest may have its provisioning disk open: it stays as it was at the start, on every node.
@@ -130,7 +130,7 @@ fn a_guest_moves_after_its_cloud_init_secret_was_edited() -> Result<()> {
     ensure!(guest.boot_id()? == boot, "the guest has booted again");
     let now = guest.run(read)?;
     ensure!(now == disk, "the provisioning disk differs: {disk:?}, then {now:?}");
-    Ok(())
+    home.end()
 }
 
 // MM-O16 MM-O17 MM-O25
@@ -171,5 +171,5 @@ fn deleting_the_operation_calls_the_move_off() -> Result<()> {
     home.apply(&manifests::vmop("evict-last", "v", "Evict"))?;
     vmop_phase(&home, "evict-last", "Completed")?;
     ensure!(guest.boot_id()? == boot && node_of(&home, "v") != source);
-    Ok(())
+    home.end()
 }

@@ -107,7 +107,7 @@ fn operations_and_guest_power() -> Result<()> {
     home.d8(&["v", "stop", "v"])?;
     home.wait_phase("v", "Stopped", BOOT)?;
     ensure!(home.field("vm v", "/status/ipAddress") == guest.address);
-    Ok(())
+    home.end()
 }
 
 #[test]
@@ -146,5 +146,6 @@ fn policies() -> Result<()> {
     wait_for("a boot after the poweroff", BOOT, || match guest.boot_id() {
         Ok(now) if now != boot => Ok(()),
         other => Err(format!("{other:?}")),
-    })
+    })?;
+    home.end()
 }

@@ -140,7 +140,8 @@ fn a_held_slot_keeps_others_of_its_node_waiting() -> Result<()> {
     home.k(&["delete", "vm", "held"])?;
     ensure!(all_pods(&home, "held")?.is_empty() && qemus(&home, "held").is_empty());
     home.wait_condition("vd held-root", "InUse", "False", SOON)?;
-    home.wait_gone("vmop hold-4", SOON).or_else(|_| vmop_phase(&home, "hold-4", "Failed"))
+    home.wait_gone("vmop hold-4", SOON).or_else(|_| vmop_phase(&home, "hold-4", "Failed"))?;
+    home.end()
 }
 
 fn set_policy(home: &Home, vm: &str, policy: &str) -> Result<()> {
@@ -246,7 +247,8 @@ fn policies_and_refused_operations() -> Result<()> {
     ensure!(identity(&home, "v")?.0 == before.0 && home.field("vm v", "/status/phase") == "Running");
     repair()?;
     evict(&home, "repaired", "v")?;
-    vmop_phase(&home, "repaired", "Completed")
+    vmop_phase(&home, "repaired", "Completed")?;
+    home.end()
 }
 
 /// Gives the agent of a node a certificate that it signed itself; the result undoes it.
@@ -356,5 +358,5 @@ fn limits_hold_whatever_is_asked_for() -> Result<()> {
     // Nothing is on its way.
     let open = home.k(&["get", "vmop", "-o", "jsonpath={.items[*].status.phase}"])?;
     ensure!(open.split(' ').all(|phase| phase == "Completed"), "{open}");
-    Ok(())
+    home.end()
 }

@@ -95,7 +95,7 @@ fn addresses_stay_with_whom_they_are_promised_to() -> Result<()> {
     home.wait_phase("v4", "Running", SOON)?;
     home.wait_field(&format!("vmip {name}"), "/status/phase", "Attached", SOON)?;
     ensure!(home.field("vm v4", "/status/ipAddress") == address);
-    Ok(())
+    home.end()
 }
 
 fn class(name: &str, spec: &str) -> String {
@@ -183,7 +183,8 @@ fn classes_bind_while_they_are_used() -> Result<()> {
     home.wait_condition("vmclass tight", "InUse", "True", SOON)?;
     ensure!(home.field("vm v", "/status/phase") == "Running");
     home.k(&["delete", "vm", "v"])?;
-    home.wait_gone("vmclass tight", SOON)
+    home.wait_gone("vmclass tight", SOON)?;
+    home.end()
 }
 
 /// Operations that a change of placement created.
@@ -243,5 +244,5 @@ fn placement_changes_move_what_can_move() -> Result<()> {
     ensure!(home.field(&format!("vmop {}", operations[0]), "/spec/type") == "Evict");
     ensure!(changes(&home, "v").is_empty() && home.field("instance v", "/spec/epoch") == epoch);
     ensure!(home.condition("vm v", "AwaitingRestartToApplyConfiguration") == "False");
-    Ok(())
+    home.end()
 }

@@ -119,7 +119,7 @@ fn what_is_missing_is_said_and_waited_for() -> Result<()> {
     home.apply(&manifests::vmop("start-first", "nowhere", "Start"))?;
     home.wait_phase("nowhere", "Pending", SOON)?;
     ensure!(launchers(&home, "nowhere")?.is_empty());
-    Ok(())
+    home.end()
 }
 
 /// VMs of a disk's status as `name mounted`, sorted.
@@ -243,7 +243,7 @@ spec: {persistentVolumeClaim: {size: 4Mi}}
     let phases: Vec<&str> =
         transitions.as_array().into_iter().flatten().filter_map(|t| t["phase"].as_str()).collect();
     ensure!(phases.ends_with(&["Starting", "Running", "Stopping", "Stopped"]), "{transitions}");
-    Ok(())
+    home.end()
 }
 
 #[test]
@@ -323,5 +323,6 @@ fn guests_that_do_not_listen_and_what_vms_ask_for() -> Result<()> {
     ensure!(!launchers(&home, "three")?.is_empty() && qemus(&home, "three").len() == 1);
     // The guest ends: so does the VM.
     home.kill9(qemus(&home, "three")[0])?;
-    home.wait_gone("vm three", SOON)
+    home.wait_gone("vm three", SOON)?;
+    home.end()
 }
