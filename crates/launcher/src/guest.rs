@@ -3,6 +3,9 @@
 //! Until the agent answers it is tried every 2 s, and at once when the guest opens its port. Then facts
 //! are asked for after 10, 20, 40 s and so on up to every 120 s, with a ping every 10 s in between; two
 //! silent pings mean *not connected*.
+//!
+//! A guest that shall power off is asked to by its agent too, as soon as that answers: some guests do not
+//! listen to the power button, and one that is still booting hears neither for a while.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +27,16 @@ const FACTS_LAST: Duration = Duration::from_secs(120);
 /// A running poller.
 #[derive(Debug)]
 pub struct Guest {
-    port: watch::Sender<bool>,
+    hints: watch::Sender<Hints>,
+}
+
+/// What the driver knows and the poller should.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hints {
+    /// The guest has opened the agent's port.
+    port_open: bool,
+    /// The guest shall power off.
+    power_off: bool,
 }
 
 impl Guest {
@@ -34,10 +46,9 @@ impl Guest {
         socket: PathBuf,
         inbox: mpsc::UnboundedSender<T>,
     ) -> Guest {
-        let (port, hint) = watch::channel(false);
+        let (hints, mut hint) = watch::channel(Hints::default());
         tokio::spawn(async move {
             let mut told = GuestFacts::default();
-            let mut hint = hint;
             let mut tell = |facts: GuestFacts| {
                 if facts != told {
                     told = facts.clone();
@@ -47,7 +58,7 @@ impl Guest {
             let mut token = token();
             loop {
                 token = token.wrapping_add(1);
-                if let Err(e) = session(&*sockets, &socket, token, &mut tell).await {
+                if let Err(e) = session(&*sockets, &socket, token, &mut hint, &mut tell).await {
                     tracing::debug!("{e}");
                 }
                 tell(GuestFacts::default());
@@ -58,12 +69,17 @@ impl Guest {
                 }
             }
         });
-        Guest { port }
+        Guest { hints }
     }
 
     /// The guest opened or closed the agent's port.
     pub fn port_changed(&self, open: bool) {
-        self.port.send_replace(open);
+        self.hints.send_modify(|hints| hints.port_open = open);
+    }
+
+    /// The guest shall power off.
+    pub fn power_off(&self) {
+        self.hints.send_if_modified(|hints| !std::mem::replace(&mut hints.power_off, true));
     }
 }
 
@@ -77,17 +93,35 @@ async fn session(
     sockets: &dyn LocalSockets,
     socket: &Path,
     token: u32,
+    hints: &mut watch::Receiver<Hints>,
     tell: &mut impl FnMut(GuestFacts),
 ) -> Result<(), QgaError> {
     let mut agent = GuestAgent::open(sockets.connect(socket).await?, token).await?;
     let mut interval = FACTS_FIRST;
+    let mut told_to_power_off = hints.borrow().power_off;
+    if told_to_power_off {
+        power_off(&mut agent).await?;
+    }
     loop {
         tell(facts(&mut agent).await?);
         let next = Instant::now() + interval;
         interval = (interval * 2).min(FACTS_LAST);
         let mut silent = false;
         while Instant::now() < next {
-            sleep(PING.min(next.saturating_duration_since(Instant::now()))).await;
+            let pause = sleep(PING.min(next.saturating_duration_since(Instant::now())));
+            tokio::select! {
+                biased;
+                closed = async { hints.wait_for(|hints| hints.power_off).await.is_err() }, if !told_to_power_off => {
+                    if closed {
+                        // Without a driver there is nobody to tell any more.
+                        return Ok(());
+                    }
+                    told_to_power_off = true;
+                    power_off(&mut agent).await?;
+                    continue;
+                }
+                () = pause => {}
+            }
             match agent.ask("guest-ping").await {
                 Ok(_) | Err(QgaError::Refused { .. }) => silent = false,
                 Err(e) if silent => return Err(e),
@@ -101,6 +135,19 @@ async fn session(
                 }
             }
         }
+    }
+}
+
+/// Asks the guest to power off. An agent that agrees answers nothing: the session is over then, and the next one,
+/// if the guest lives on, asks again.
+async fn power_off(agent: &mut GuestAgent<BoxStream>) -> Result<(), QgaError> {
+    match agent.ask("guest-shutdown").await {
+        Ok(_) => Ok(()),
+        Err(QgaError::Refused { command, desc }) => {
+            tracing::info!("guest agent refused {command}: {desc}");
+            Ok(())
+        }
+        Err(e) => Err(e),
     }
 }
 

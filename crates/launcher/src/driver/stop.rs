@@ -9,8 +9,9 @@ use tokio::time::Instant;
 use super::{Driver, Stopping, unix_ms};
 use crate::queue::Phase;
 
-/// How often the power button is pressed: a press before the guest's driver is loaded is lost.
-const PRESS_EVERY: Duration = Duration::from_secs(3);
+/// How often the power button is pressed: a press before the guest's driver is loaded is lost. Guests that are
+/// powering off already ignore it.
+const PRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// How long QEMU may take to flush and quit before it is killed.
 const QUIT_LIMIT: Duration = Duration::from_secs(10);
@@ -201,6 +202,9 @@ impl<H: Hypervisor> Driver<H> {
                 && let Some(machine) = self.machine.clone()
             {
                 self.stopping = Some(Stopping { next_press: now + PRESS_EVERY, ..stopping });
+                if let Some(guest) = &self.guest {
+                    guest.power_off();
+                }
                 if let Err(e) = machine.press_power_button().await {
                     tracing::warn!("pressing the power button: {e}");
                 }
