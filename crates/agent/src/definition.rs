@@ -69,7 +69,7 @@ pub fn build(
         cpu: cpu(&hardware.cpu, node.accelerator)?,
         memory_bytes: u64::try_from(hardware.memory_bytes)
             .map_err(|_| Unbuildable(format!("memory of {} bytes", hardware.memory_bytes)))?,
-        firmware: firmware(hardware.firmware),
+        firmware: firmware(hardware.firmware, hardware.nvram.is_some()),
         paravirtual: hardware.paravirtualization,
         nic: hardware.nic.as_ref().map(|nic| Nic { mac: nic.mac.to_ascii_lowercase() }),
         seed: provisioning(files, &disks)?,
@@ -119,10 +119,11 @@ fn cpu(cpu: &engine::Cpu, accelerator: Accelerator) -> Result<Cpu, Unbuildable> 
     })
 }
 
-fn firmware(firmware: engine::Firmware) -> Firmware {
+fn firmware(firmware: engine::Firmware, keeps: bool) -> Firmware {
     let efi = |code: &str, vars: &str, secure_boot| Firmware::Efi {
         code: format!("/usr/share/OVMF/{code}").into(),
         vars: format!("/usr/share/OVMF/{vars}").into(),
+        kept: keeps.then(|| launcher_pod::nvram_path(vars).into()),
         secure_boot,
     };
     match firmware {
@@ -230,6 +231,25 @@ pub(crate) mod tests {
             let shown = format!("{} +{} enforce={}", cpu.model, cpu.features.join(","), cpu.enforce);
             assert_eq!(shown, expected);
         }
+    }
+
+    #[test]
+    fn uefi_variables_are_kept_where_there_is_a_volume_for_them() {
+        let kept = |firmware, nvram: bool| {
+            let edit = |i: &mut Instance| {
+                i.spec.hardware.firmware = firmware;
+                i.spec.hardware.nvram = nvram.then(engine::Nvram::default);
+            };
+            match built(edit, Accelerator::Tcg).unwrap().firmware {
+                Firmware::Efi { kept, .. } => kept.map(|path| path.display().to_string()),
+                Firmware::Bios => None,
+            }
+        };
+        assert_eq!(kept(engine::Firmware::Efi, true).as_deref(), Some("/volumes/nvram/OVMF_VARS_4M.fd"));
+        let secure = kept(engine::Firmware::EfiWithSecureBoot, true);
+        assert_eq!(secure.as_deref(), Some("/volumes/nvram/OVMF_VARS_4M.ms.fd"));
+        assert_eq!(kept(engine::Firmware::Efi, false), None);
+        assert_eq!(kept(engine::Firmware::Bios, true), None);
     }
 
     #[test]

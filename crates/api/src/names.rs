@@ -149,12 +149,25 @@ pub mod launcher_pod {
     /// volume is named by the disk's id.
     pub const VOLUMES_DIR: &str = "/volumes";
 
+    /// The pod's volume for UEFI variables, mounted below [`VOLUMES_DIR`] too. No disk has this id.
+    pub const NVRAM_VOLUME: &str = "nvram";
+
+    /// Path of the UEFI variables that were made from a template of this name. Secure Boot has another
+    /// template, with its keys enrolled, and so variables of its own.
+    #[must_use]
+    pub fn nvram_path(template: &str) -> String {
+        format!("{VOLUMES_DIR}/{NVRAM_VOLUME}/{template}")
+    }
+
     /// Path of a disk's image inside the pod; the same in every pod of the VM.
     #[must_use]
     pub fn disk_path(disk_id: &str) -> String {
         format!("{VOLUMES_DIR}/{disk_id}/{}", super::object::DISK_IMAGE_FILE)
     }
 }
+
+/// Kind of a claim with a VM's UEFI variables, for [`claim_name`].
+pub const NVRAM_CLAIM: &str = "nvram";
 
 /// Name of the claim that holds a disk or image: `d8v-<vd, vi or cvi>-<name>-<uid>`, the name cut
 /// so that the whole keeps within 253 characters. The claim through which another namespace sees a

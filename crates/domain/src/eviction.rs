@@ -77,6 +77,13 @@ pub fn migratable(instance: &Instance) -> Result<(), String> {
             disk.claim, disk.kind, disk.name
         ));
     }
+    if let Some(nvram) = instance.spec.hardware.nvram.as_ref().filter(|nvram| !nvram.shared) {
+        return Err(format!(
+            "Live migration requires that all claims are shared (ReadWriteMany): the claim {} of the UEFI \
+             variables is not.",
+            nvram.claim
+        ));
+    }
     Ok(())
 }
 

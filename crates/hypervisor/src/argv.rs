@@ -21,7 +21,7 @@ pub const AGENT_SOCKET: &str = "guest-agent.sock";
 pub const VNC_SOCKET: &str = "vnc.sock";
 /// Name of the provisioning image.
 pub const SEED_IMAGE: &str = "seed.img";
-/// Name of the copy of the UEFI variables.
+/// Name of UEFI variables that are not kept elsewhere.
 pub const EFI_VARS: &str = "efivars.fd";
 
 /// Translation cache of a TCG guest, MiB: more brings no speed, less slows the guest (spec hypervisor.md §18).
@@ -162,10 +162,13 @@ fn processor(a: &mut Args, d: &Definition) {
 }
 
 fn firmware(a: &mut Args, d: &Definition, rt: &Runtime) {
-    let Firmware::Efi { code, secure_boot, .. } = &d.firmware else { return };
+    let Firmware::Efi { code, secure_boot, kept, .. } = &d.firmware else { return };
     a.with_path("-blockdev", "driver=file,node-name=efi-code-f,read-only=on,filename=", code, "");
     a.pair("-blockdev", "driver=raw,node-name=efi-code,file=efi-code-f,read-only=on");
-    a.with_path("-blockdev", "driver=file,node-name=efi-vars-f,filename=", &rt.run_dir.join(EFI_VARS), "");
+    // Firmware shares its variables with any other writer, so no lock of QEMU's guards them: that one QEMU runs
+    // (INV-1) is what makes it one writer.
+    let vars = kept.clone().unwrap_or_else(|| rt.run_dir.join(EFI_VARS));
+    a.with_path("-blockdev", "driver=file,node-name=efi-vars-f,filename=", &vars, "");
     a.pair("-blockdev", "driver=raw,node-name=efi-vars,file=efi-vars-f");
     if *secure_boot {
         a.pair("-global", "driver=cfi.pflash01,property=secure,value=on");
@@ -294,6 +297,7 @@ mod tests {
         Firmware::Efi {
             code: "/usr/share/OVMF/code.fd".into(),
             vars: "/usr/share/OVMF/vars.fd".into(),
+            kept: None,
             secure_boot,
         }
     }
@@ -338,6 +342,11 @@ mod tests {
         golden("bios", &text(&usual(), &runtime()));
         golden("efi", &text(&Definition { firmware: efi(false), ..usual() }, &runtime()));
         golden("efi-secure-boot", &text(&Definition { firmware: efi(true), ..usual() }, &runtime()));
+        let mut kept = Definition { firmware: efi(false), ..usual() };
+        if let Firmware::Efi { kept, .. } = &mut kept.firmware {
+            *kept = Some("/volumes/nvram/vars.fd".into());
+        }
+        golden("efi-kept", &text(&kept, &runtime()));
         golden("not-paravirtual", &text(&Definition { paravirtual: false, ..usual() }, &runtime()));
         let mut kvm = Definition { accelerator: Accelerator::Kvm, ..usual() };
         kvm.cpu.model = "host".into();

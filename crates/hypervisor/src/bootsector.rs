@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn uefi_is_left_alone() {
-        let efi = Firmware::Efi { code: "/c".into(), vars: "/v".into(), secure_boot: false };
+        let efi = Firmware::Efi { code: "/c".into(), vars: "/v".into(), kept: None, secure_boot: false };
         assert_eq!(order(efi, &[], &["b"]), [Some(1), Some(2), Some(3)]);
     }
 

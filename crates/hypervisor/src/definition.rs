@@ -99,13 +99,17 @@ impl Cpu {
 pub enum Firmware {
     /// SeaBIOS.
     Bios,
-    /// OVMF from read-only `code`; variables start as a copy of `vars` at every power-on.
+    /// OVMF from read-only `code`; variables start as a copy of `vars`.
     #[serde(rename_all = "camelCase")]
     Efi {
         /// Path of the code image on the node.
         code: PathBuf,
         /// Path of the variable template on the node.
         vars: PathBuf,
+        /// Where the variables are kept over power-off, the same path in every pod of this VM. Without it they
+        /// live in the launcher's run directory and start from the template at every power-on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kept: Option<PathBuf>,
         /// Secure Boot: variables are writable only from system management mode.
         secure_boot: bool,
     },

@@ -30,6 +30,15 @@ pub trait Host: Debug + Send + Sync {
     /// # Errors
     /// It cannot be read.
     fn installed_file(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// Whether one of the VM's volumes has this file.
+    fn is_there(&self, path: &Path) -> bool;
+
+    /// Makes a file on one of the VM's volumes: whole or, after a crash, not at all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn keep(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
 }
 
 /// The machine this process runs on.
@@ -50,6 +59,14 @@ impl Host for System {
 
     fn installed_file(&self, path: &Path) -> io::Result<Vec<u8>> {
         std::fs::read(path)
+    }
+
+    fn is_there(&self, path: &Path) -> bool {
+        path.exists()
+    }
+
+    fn keep(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        holdfast_sys::durable::write(path, bytes, 0o660)
     }
 }
 

@@ -261,8 +261,34 @@ async fn uefi_starts_with_and_without_secure_boot() {
         let mut l = Launcher::start("pod", "").await;
         let mut definition = vm.definition();
         let (code, vars) = (ovmf.join(code), ovmf.join(vars));
-        definition.firmware = holdfast_hypervisor::definition::Firmware::Efi { code, vars, secure_boot };
+        definition.firmware =
+            holdfast_hypervisor::definition::Firmware::Efi { code, vars, kept: None, secure_boot };
         let mut console = l.boot(&definition, OnReset::End).await;
         read_until(&mut console, "BdsDxe").await;
     }
+}
+
+#[tokio::test]
+async fn uefi_variables_outlive_power_off() {
+    let vm = Vm::new();
+    let volume = tempfile::tempdir().unwrap();
+    let kept = volume.path().join("vars.fd");
+    let template = std::path::Path::new("/usr/share/OVMF/OVMF_VARS_4M.fd");
+    let mut definition = vm.definition();
+    definition.firmware = holdfast_hypervisor::definition::Firmware::Efi {
+        code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+        vars: template.into(),
+        kept: Some(kept.clone()),
+        secure_boot: false,
+    };
+    let mut l = Launcher::start("pod", "").await;
+    let mut console = l.boot(&definition, OnReset::End).await;
+    read_until(&mut console, "BdsDxe").await;
+    l.done(Request::Kill { why: StopWhy::Power }).await;
+    l.ended().await;
+    let written = std::fs::read(&kept).unwrap();
+    assert!(written != std::fs::read(template).unwrap(), "firmware writes boot entries at its first start");
+    let mut l = Launcher::start("next-pod", "").await;
+    l.done(prepare(&definition, None, OnReset::End)).await;
+    assert!(std::fs::read(&kept).unwrap() == written, "the next power-on finds them");
 }

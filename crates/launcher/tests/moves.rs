@@ -34,11 +34,14 @@ async fn a_guest_moves_and_goes_on() {
 
 #[tokio::test]
 async fn a_uefi_guest_moves() {
+    let volume = tempfile::tempdir().unwrap();
+    let kept = volume.path().join("vars.fd");
     let mut definition = machine(&[]);
     definition.memory_bytes = 128 << 20;
     definition.firmware = holdfast_hypervisor::definition::Firmware::Efi {
         code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
         vars: "/usr/share/OVMF/OVMF_VARS_4M.fd".into(),
+        kept: Some(kept.clone()),
         secure_boot: false,
     };
     let mut source = Launcher::start("pod-source", "").await;
@@ -54,6 +57,8 @@ async fn a_uefi_guest_moves() {
     target.stage(MoveStage::Resumed).await;
     assert_eq!(source.ended().await.0.cause, Cause::MovedAway);
     assert_eq!(target.state().await.query_status.as_deref(), Some("running"));
+    let template = std::fs::read("/usr/share/OVMF/OVMF_VARS_4M.fd").unwrap();
+    assert!(std::fs::read(&kept).unwrap() != template, "the variables of the source are still there");
 }
 
 // MM-S3

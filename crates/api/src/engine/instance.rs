@@ -213,6 +213,9 @@ pub struct Hardware {
     /// Disks in boot order.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// Where UEFI keeps its variables; absent under BIOS and for a VM without a disk of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvram: Option<Nvram>,
     /// Provisioning data, absent without provisioning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<Seed>,
@@ -303,6 +306,20 @@ pub struct Disk {
     /// Presented as a cdrom.
     #[serde(default)]
     pub cdrom: bool,
+    /// Whether the volume can be mounted on two nodes at once, that is, the VM can move.
+    #[serde(default)]
+    pub shared: bool,
+}
+
+/// The volume of a VM's UEFI variables. It lives as long as the Instance and has one user, its launcher.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Nvram {
+    /// PersistentVolumeClaim in the VM's namespace, made by the engine.
+    pub claim: String,
+    /// Class of the claim; absent: the cluster's default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
     /// Whether the volume can be mounted on two nodes at once, that is, the VM can move.
     #[serde(default)]
     pub shared: bool,

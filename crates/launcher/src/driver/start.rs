@@ -44,7 +44,7 @@ impl<H: Hypervisor> Driver<H> {
             return Err("the machine has a network card, but no tap device came with Prepare".into());
         }
         self.write_seed(&definition, &prepare.seed_files.0)?;
-        self.copy_efi_variables(&definition)?;
+        self.provide_efi_variables(&definition)?;
         self.records.started(&self.config.id).map_err(|e| format!("recording the start: {e}"))?;
         let effective = match prepare.incoming {
             None => bootable_first(&*self.config.outside.host, definition),
@@ -92,12 +92,20 @@ impl<H: Hypervisor> Driver<H> {
         write_private(&self.config.run_dir.join(SEED_IMAGE), &image)
     }
 
-    fn copy_efi_variables(&self, definition: &Definition) -> Result<(), String> {
-        let Firmware::Efi { vars, .. } = &definition.firmware else { return Ok(()) };
-        let template = self.config.outside.host.installed_file(vars).map_err(|e| {
-            format!("UEFI variables {}: {e}; install the package ovmf on the node", vars.display())
-        })?;
-        write_private(&self.config.run_dir.join(EFI_VARS), &template)
+    /// Variables that are kept are left as they are.
+    fn provide_efi_variables(&self, definition: &Definition) -> Result<(), String> {
+        let Firmware::Efi { vars, kept, .. } = &definition.firmware else { return Ok(()) };
+        let host = &self.config.outside.host;
+        let template = || {
+            host.installed_file(vars).map_err(|e| {
+                format!("UEFI variables {}: {e}; install the package ovmf on the node", vars.display())
+            })
+        };
+        match kept {
+            Some(kept) if host.is_there(kept) => Ok(()),
+            Some(kept) => host.keep(kept, &template()?).map_err(|e| format!("UEFI variables: {e}")),
+            None => write_private(&self.config.run_dir.join(EFI_VARS), &template()?),
+        }
     }
 
     pub(super) async fn on_started(&mut self, result: Result<Started<H::Machine>, StartError>) {

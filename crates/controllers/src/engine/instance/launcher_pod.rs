@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_api::engine::{Disk, Instance};
+use holdfast_api::engine::Instance;
 use holdfast_api::names::{finalizer, label, launcher_pod, object};
 use holdfast_domain::{identity, launcher};
 use holdfast_env::derived_name;
 use holdfast_reconcile::owner_reference;
 use k8s_openapi::api::core::v1::{
-    Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector,
-    PersistentVolumeClaimVolumeSource, Pod, PodReadinessGate, PodSecurityContext, PodSpec,
-    ResourceRequirements, SecretVolumeSource, Toleration, Volume, VolumeMount,
+    Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaim,
+    PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, Pod, PodReadinessGate, PodSecurityContext,
+    PodSpec, ResourceRequirements, SecretVolumeSource, Toleration, Volume, VolumeMount,
+    VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -21,6 +22,9 @@ pub const PROPAGATED: &str = "internal.virtualization.deckhouse.io/propagated";
 
 /// Annotation on launcher pods: the placement they were made for.
 const PLACEMENT: &str = "internal.virtualization.deckhouse.io/placement";
+
+/// Size of the claim of UEFI variables, which are half a MiB: below this some provisioners refuse.
+const NVRAM_SIZE: &str = "10Mi";
 
 /// How many names are tried for one pod.
 const NAMES: u64 = 4;
@@ -52,8 +56,13 @@ pub fn build(instance: &Instance, image: &str) -> Pod {
     });
     mounts.push(mount(launcher_pod::RUN_VOLUME, launcher_pod::RUN_DIR, false));
     for disk in &spec.hardware.disks {
-        volumes.push(disk_volume(disk));
+        volumes.push(claim_volume(&disk.id, &disk.claim, disk.read_only));
         mounts.push(mount(&disk.id, &format!("{}/{}", launcher_pod::VOLUMES_DIR, disk.id), disk.read_only));
+    }
+    if let Some(nvram) = &spec.hardware.nvram {
+        let name = launcher_pod::NVRAM_VOLUME;
+        volumes.push(claim_volume(name, &nvram.claim, false));
+        mounts.push(mount(name, &format!("{}/{name}", launcher_pod::VOLUMES_DIR), false));
     }
     if let Some(secret) = spec.hardware.seed.as_ref().and_then(|seed| seed.secret_name.clone()) {
         volumes.push(Volume {
@@ -82,15 +91,41 @@ fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
     }
 }
 
-fn disk_volume(disk: &Disk) -> Volume {
+fn claim_volume(name: &str, claim: &str, read_only: bool) -> Volume {
     Volume {
-        name: disk.id.clone(),
+        name: name.to_owned(),
         persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-            claim_name: disk.claim.clone(),
-            read_only: disk.read_only.then_some(true),
+            claim_name: claim.to_owned(),
+            read_only: read_only.then_some(true),
         }),
         ..Volume::default()
     }
+}
+
+/// The claim of the Instance's UEFI variables; it goes with the Instance.
+#[must_use]
+pub fn nvram_claim(instance: &Instance) -> Option<PersistentVolumeClaim> {
+    let nvram = instance.spec.hardware.nvram.as_ref()?;
+    let mode = if nvram.shared { "ReadWriteMany" } else { "ReadWriteOnce" };
+    Some(PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(nvram.claim.clone()),
+            namespace: instance.metadata.namespace.clone(),
+            owner_references: Some(vec![owner_reference(instance)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec![mode.to_owned()]),
+            volume_mode: Some("Filesystem".to_owned()),
+            storage_class_name: nvram.storage_class.clone(),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some([("storage".to_owned(), Quantity(NVRAM_SIZE.to_owned()))].into()),
+                ..VolumeResourceRequirements::default()
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    })
 }
 
 /// Whether a pod was made for the placement that its VM wants now. By a record of its own: admission of a cluster

@@ -52,6 +52,9 @@ pub fn plan(o: &Observed) -> Plan {
         plan.then(patch);
     }
     if step.create_pod {
+        if let Some(claim) = launcher_pod::nvram_claim(&o.instance) {
+            plan.then(Create::of(&claim));
+        }
         let pod = launcher_pod::build(&o.instance, &o.image);
         let names = launcher_pod::names(&o.instance, &launcher_pod::purpose(&o.instance));
         let create = Create::of(&pod).or_named(names.into_iter().skip(1)).identified_by(&[label::EPOCH]);

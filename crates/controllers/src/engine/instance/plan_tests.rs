@@ -1,11 +1,11 @@
 use std::collections::BTreeMap;
 
 use holdfast_api::engine::{
-    Disk, InstanceMigration, InstanceSpec, Migration, MigrationSpec, MigrationStatus, MigrationTarget,
+    Disk, InstanceMigration, InstanceSpec, Migration, MigrationSpec, MigrationStatus, MigrationTarget, Nvram,
     Runtime, Side,
 };
 use holdfast_env::Timestamp;
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PodStatus};
 use proptest::prelude::*;
 
 use super::*;
@@ -54,6 +54,7 @@ fn settle(o: &mut Observed) -> Plan {
     }
     for effect in &plan.effects {
         match effect {
+            Effect::Create(create) if create.object.api.kind == "PersistentVolumeClaim" => {}
             Effect::Create(create) => {
                 let mut pod: Pod = serde_json::from_value(create.object.value.clone()).unwrap();
                 pod.metadata.uid = Some(format!("uid-{}", pod.metadata.name.as_deref().unwrap()));
@@ -573,6 +574,35 @@ fn the_pod_is_what_the_drain_and_the_node_expect() {
     let mounts: Vec<_> =
         spec.containers[0].volume_mounts.iter().flatten().map(|m| m.mount_path.as_str()).collect();
     assert_eq!(mounts, [holdfast_api::names::launcher_pod::RUN_DIR, "/volumes/vd-root"]);
+}
+
+#[test]
+fn uefi_variables_get_a_claim_that_goes_with_the_instance() {
+    let claims = |plan: &Plan| -> Vec<PersistentVolumeClaim> {
+        let creates = plan.effects.iter().filter_map(|effect| match effect {
+            Effect::Create(create) => Some(create),
+            _ => None,
+        });
+        let claims = creates.filter(|create| create.object.api.kind == "PersistentVolumeClaim");
+        claims.map(|create| serde_json::from_value(create.object.value.clone()).unwrap()).collect()
+    };
+    let mut o = observed(instance(1, Power::On));
+    let shared = Nvram { claim: "d8v-nvram-web".into(), storage_class: Some("fast".into()), shared: true };
+    edit(&mut o, |i| i.spec.hardware.nvram = Some(shared));
+    let plan = settle(&mut o);
+    let [claim] = &claims(&plan)[..] else { panic!("{plan:?}") };
+    let spec = claim.spec.as_ref().unwrap();
+    assert_eq!(spec.access_modes.as_deref(), Some(&["ReadWriteMany".to_owned()][..]));
+    assert_eq!(spec.storage_class_name.as_deref(), Some("fast"));
+    assert_eq!(claim.metadata.owner_references.as_ref().unwrap()[0].uid, "uid-web");
+    let pod = o.pods[0].spec.as_ref().unwrap();
+    let volume = pod.volumes.iter().flatten().find(|volume| volume.name == "nvram").unwrap();
+    assert_eq!(volume.persistent_volume_claim.as_ref().unwrap().claim_name, "d8v-nvram-web");
+    let mounts = pod.containers[0].volume_mounts.iter().flatten();
+    assert!(mounts.into_iter().any(|mount| mount.mount_path == "/volumes/nvram"));
+
+    let mut bios = observed(instance(1, Power::On));
+    assert!(claims(&settle(&mut bios)).is_empty());
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 
 use holdfast_api::engine::{
     Applied, Cpu, CpuModel, EvictionRule, Firmware, Front, Hardware, Instance, InstanceSpec, MigrationPolicy,
-    Nic, Owner, PodMetadata, Power, Seed, SeedKind,
+    Nic, Nvram, Owner, PodMetadata, Power, Seed, SeedKind,
 };
 use holdfast_api::names::finalizer;
-use holdfast_api::vm::{Bootloader, LiveMigrationPolicy, ProvisioningType, VirtualMachineSpec};
+use holdfast_api::vm::{
+    BlockDeviceKind, Bootloader, LiveMigrationPolicy, ProvisioningType, VirtualMachineSpec,
+};
 use holdfast_api::vmclass::{CpuType, VirtualMachineClassSpec};
 use holdfast_domain::{identity, placement, sizing, topology};
 use holdfast_reconcile::owner_reference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::observe::Observed;
-use super::{STARTED_BY, power};
+use super::observe::{Observed, nvram_claim};
+use super::{STARTED_BY, devices, power};
 
 /// Machine type family; the version is pinned at each start.
 const MACHINE: &str = "q35";
@@ -69,6 +71,7 @@ fn resolved(o: &Observed) -> InstanceSpec {
         uuid: identity::firmware_uuid(namespace, name),
         nic: address.map(|address| Nic { mac: identity::mac(&uid), address }),
         disks: o.devices.iter().enumerate().map(|(index, device)| device.to_disk(index)).collect(),
+        nvram: nvram(o),
         seed: seed(o),
         paravirtualization: spec.enable_paravirtualization,
     };
@@ -133,6 +136,20 @@ fn migration_policy(policy: LiveMigrationPolicy) -> MigrationPolicy {
         LiveMigrationPolicy::AlwaysForced => MigrationPolicy::AlwaysForced,
         LiveMigrationPolicy::PreferForced => MigrationPolicy::PreferForced,
     }
+}
+
+/// UEFI variables are kept beside the first disk, on the same class: they are reached where the disk is. A claim
+/// that is there keeps its own. A VM that has only images has nothing of its own to keep them with.
+fn nvram(o: &Observed) -> Option<Nvram> {
+    if o.vm.spec.bootloader == Bootloader::BIOS {
+        return None;
+    }
+    let disk = o.devices.iter().find(|device| device.reference.kind == BlockDeviceKind::VirtualDisk)?;
+    let (storage_class, shared) = match &o.nvram {
+        Some(claim) => (devices::storage_class(claim), devices::is_shared(claim, false)),
+        None => (disk.storage_class.clone(), disk.shared),
+    };
+    Some(Nvram { claim: nvram_claim(&o.vm), storage_class, shared })
 }
 
 fn seed(o: &Observed) -> Option<Seed> {

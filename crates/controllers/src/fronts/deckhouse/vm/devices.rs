@@ -27,6 +27,8 @@ pub struct Device {
     pub waits_for_consumer: bool,
     /// The claim that holds it.
     pub claim: Option<String>,
+    /// Class of the claim.
+    pub storage_class: Option<String>,
     /// The claim can be mounted on two nodes.
     pub shared: bool,
     /// An ISO image.
@@ -95,12 +97,8 @@ impl Device {
     /// Takes over what the claim says.
     #[must_use]
     pub fn with_claim(mut self, claim: Option<&PersistentVolumeClaim>) -> Self {
-        let modes = claim.and_then(|claim| claim.spec.as_ref()).and_then(|spec| spec.access_modes.as_deref());
-        let read_only = self.is_read_only();
-        self.shared = modes
-            .unwrap_or_default()
-            .iter()
-            .any(|mode| mode == "ReadWriteMany" || (read_only && mode == "ReadOnlyMany"));
+        self.storage_class = claim.and_then(storage_class);
+        self.shared = claim.is_some_and(|claim| is_shared(claim, self.is_read_only()));
         if self.reference.kind == BlockDeviceKind::ClusterVirtualImage && claim.is_none() {
             self.ready = false;
         }
@@ -164,6 +162,19 @@ impl Device {
             shared: self.shared,
         }
     }
+}
+
+/// Class of a claim.
+#[must_use]
+pub fn storage_class(claim: &PersistentVolumeClaim) -> Option<String> {
+    claim.spec.as_ref()?.storage_class_name.clone()
+}
+
+/// Whether a claim can be mounted on two nodes.
+#[must_use]
+pub fn is_shared(claim: &PersistentVolumeClaim, read_only: bool) -> bool {
+    let modes = claim.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
+    modes.iter().any(|mode| mode == "ReadWriteMany" || (read_only && mode == "ReadOnlyMany"))
 }
 
 /// The Instance is over for its present epoch.

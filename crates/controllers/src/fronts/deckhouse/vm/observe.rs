@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use holdfast_api::engine::{Instance, Migration};
+use holdfast_api::names::{NVRAM_CLAIM, claim_name};
 use holdfast_api::vm::{BlockDeviceKind, BlockDeviceRef};
 use holdfast_api::{
     ClusterVirtualImage, VirtualDisk, VirtualImage, VirtualMachine, VirtualMachineClass,
@@ -28,6 +29,8 @@ pub struct Observed {
     pub class: Option<Arc<VirtualMachineClass>>,
     /// What its references resolve to, in order.
     pub devices: Vec<Device>,
+    /// The claim of its UEFI variables, once there is one.
+    pub nvram: Option<Arc<PersistentVolumeClaim>>,
     /// The address it names, or the one it owns.
     pub vmip: Option<Arc<VirtualMachineIPAddress>>,
     /// The Secret its provisioning names, without its data's values.
@@ -119,6 +122,11 @@ impl VmController {
         };
         self.addresses.in_namespace(&namespace).into_iter().find(|address| owned(address))
     }
+}
+
+/// Name of the claim of a VM's UEFI variables.
+pub(super) fn nvram_claim(vm: &VirtualMachine) -> String {
+    claim_name(NVRAM_CLAIM, &vm.name_any(), vm.metadata.uid.as_deref().unwrap_or_default())
 }
 
 fn secret_name(vm: &VirtualMachine) -> Option<&str> {
@@ -254,6 +262,7 @@ impl Controller for VmController {
             now: pass.now,
             class: self.classes.get(&Key::cluster(&vm.spec.virtual_machine_class_name)),
             devices: vm.spec.block_device_refs.iter().map(|device| self.device(&vm, device)).collect(),
+            nvram: self.claims.named(&key.namespace, &nvram_claim(&vm)),
             vmip: self.address(&vm),
             secret: secret_name(&vm).and_then(|name| self.secrets.named(&key.namespace, name)),
             foreign_instance: of_name.is_some() && instance.is_none(),

@@ -67,6 +67,7 @@ pub(super) fn observed(policy: RunPolicy) -> Observed {
         vm: Arc::new(vm(policy)),
         class: Some(class()),
         devices: vec![device()],
+        nvram: None,
         vmip: Some(vmip(VmipPhase::Attached)),
         secret: None,
         instance: None,
@@ -212,6 +213,31 @@ pub(super) fn condition<'o>(o: &'o Observed, type_: &str) -> Option<(&'o str, &'
     let all = &o.vm.status.as_ref().unwrap().conditions;
     let found = holdfast_api::condition::find(all, type_)?;
     Some((found.status.as_str(), found.reason.as_str()))
+}
+
+#[test]
+fn uefi_variables_lie_beside_the_first_disk() {
+    use holdfast_api::vm::Bootloader;
+    let nvram = |o: &Observed| super::desire::power_on(o, 1).hardware.nvram;
+    let mut o = observed(RunPolicy::AlwaysOn);
+    o.devices[0].storage_class = Some("shared".into());
+    assert_eq!(nvram(&o), None, "BIOS has none");
+    Arc::make_mut(&mut o.vm).spec.bootloader = Bootloader::EFI;
+    let beside = nvram(&o).unwrap();
+    assert_eq!(beside.claim, "d8v-nvram-web-uid-vm");
+    assert_eq!((beside.storage_class.as_deref(), beside.shared), (Some("shared"), true));
+    // A claim made earlier stays as it is, whatever became of the disk.
+    let claim = json!({"spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "local"}});
+    o.nvram = Some(Arc::new(serde_json::from_value(claim).unwrap()));
+    let before = nvram(&o).unwrap();
+    assert_eq!((before.storage_class.as_deref(), before.shared), (Some("local"), false));
+    let mut instance = super::desire::first(&o, super::desire::power_on(&o, 1), "policy");
+    let why = holdfast_domain::eviction::migratable(&instance).unwrap_err();
+    assert!(why.contains("UEFI variables"), "{why}");
+    instance.spec.hardware.nvram.as_mut().unwrap().shared = true;
+    assert_eq!(holdfast_domain::eviction::migratable(&instance), Ok(()));
+    o.devices[0].reference.kind = BlockDeviceKind::VirtualImage;
+    assert_eq!(nvram(&o), None, "a VM without a disk of its own");
 }
 
 #[test]
