@@ -3,6 +3,9 @@
 use holdfast_api::Quantity;
 use holdfast_api::engine::Resources;
 use holdfast_api::vm::VirtualMachineSpec;
+use holdfast_api::vmclass::VirtualMachineClassSpec;
+
+use crate::admission::default_fraction;
 
 const MIB: i64 = 1 << 20;
 
@@ -51,13 +54,23 @@ pub fn memory_bytes(size: &Quantity) -> i64 {
     size.value().unwrap_or_default()
 }
 
-/// What the launcher pod of a VM asks of a node.
+/// Percent of a core that a VM of a class is guaranteed: its own fraction, else the class's default one, else all.
 #[must_use]
-pub fn resources(spec: &VirtualMachineSpec) -> Resources {
+pub fn effective_pct(spec: &VirtualMachineSpec, class: &VirtualMachineClassSpec) -> i64 {
+    let policies = class.sizing_policies.as_deref().unwrap_or_default();
+    match spec.cpu.core_fraction.as_deref() {
+        Some(own) => fraction_pct(Some(own)),
+        None => default_fraction(policies, spec.cpu.cores).map_or(FRACTION_DEFAULT_PCT, i64::from),
+    }
+}
+
+/// What the launcher pod of a VM of a class asks of a node.
+#[must_use]
+pub fn resources(spec: &VirtualMachineSpec, class: &VirtualMachineClassSpec) -> Resources {
     let cores = spec.cpu.cores;
     let memory = memory_bytes(&spec.memory.size);
     Resources {
-        cpu_request_milli: cpu_request_milli(cores, fraction_pct(spec.cpu.core_fraction.as_deref())),
+        cpu_request_milli: cpu_request_milli(cores, effective_pct(spec, class)),
         cpu_limit_milli: i64::from(cores) * 1000,
         memory_bytes: memory + memory_overhead_bytes(cores, memory),
     }
@@ -84,11 +97,28 @@ mod tests {
     }
 
     #[test]
+    fn a_fraction_that_is_left_open_is_the_classs() {
+        let policies = serde_json::json!([
+            {"cores": {"min": 1, "max": 4}, "coreFractions": [20, 100], "defaultCoreFraction": 20},
+            {"cores": {"min": 5, "max": 8}},
+        ]);
+        let policies = Some(serde_json::from_value(policies).unwrap());
+        let class =
+            VirtualMachineClassSpec { sizing_policies: policies, ..VirtualMachineClassSpec::default() };
+        for (cores, own, want) in [(2, None, 20), (2, Some("100%"), 100), (6, None, 100), (9, None, 100)] {
+            let mut spec = VirtualMachineSpec::default();
+            spec.cpu.cores = cores;
+            spec.cpu.core_fraction = own.map(str::to_owned);
+            assert_eq!(effective_pct(&spec, &class), want, "{cores} cores, {own:?}");
+        }
+    }
+
+    #[test]
     fn pod_memory_is_size_plus_overhead() {
         let mut spec = VirtualMachineSpec::default();
         spec.cpu.cores = 2;
         spec.memory.size = "1Gi".into();
-        let resources = resources(&spec);
+        let resources = resources(&spec, &VirtualMachineClassSpec::default());
         let size = 1 << 30;
         assert_eq!(resources.memory_bytes, size + memory_overhead_bytes(2, size));
         assert_eq!((resources.cpu_request_milli, resources.cpu_limit_milli), (2000, 2000));

@@ -24,7 +24,7 @@ use holdfast_api::GROUP;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use policy::check as check_sizing_policy;
+pub use policy::{check as check_sizing_policy, default_fraction};
 
 /// What is done with an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

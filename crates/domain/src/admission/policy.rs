@@ -33,6 +33,13 @@ pub fn check(vm: &VirtualMachineSpec, class: &str, policies: &[SizingPolicy]) ->
     ))
 }
 
+/// The fraction that a VM without one of its own gets from its class (admission writes it where the class is known
+/// when the VM is created), in percent; `None`: the class says nothing.
+#[must_use]
+pub fn default_fraction(policies: &[SizingPolicy], cores: i32) -> Option<i32> {
+    covering(policies, cores)?.default_core_fraction
+}
+
 /// The policy whose range of cores holds the number.
 pub(super) fn covering(policies: &[SizingPolicy], cores: i32) -> Option<&SizingPolicy> {
     policies

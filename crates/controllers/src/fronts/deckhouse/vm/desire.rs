@@ -86,7 +86,7 @@ fn resolved(o: &Observed) -> InstanceSpec {
         eviction_rule: EvictionRule::MoveOrBlock,
         grace_period_seconds: spec.termination_grace_period_seconds,
         hardware,
-        resources: sizing::resources(spec),
+        resources: sizing::resources(spec, &class),
         placement: placement::merge(spec, &class),
         metadata: metadata(o),
         migration_policy: migration_policy(spec.live_migration_policy),
@@ -100,7 +100,7 @@ fn names(o: &Observed) -> (&str, &str) {
     (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
-fn class_spec(o: &Observed) -> VirtualMachineClassSpec {
+pub(super) fn class_spec(o: &Observed) -> VirtualMachineClassSpec {
     o.class.as_ref().map(|class| class.spec.clone()).unwrap_or_default()
 }
 

@@ -18,6 +18,7 @@ use holdfast_env::Timestamp;
 use holdfast_reconcile::Conditions;
 
 use super::dependencies::Dependencies;
+use super::desire;
 use super::devices::has_ended;
 use super::observe::Observed;
 use super::phase;
@@ -230,7 +231,7 @@ fn resources(o: &Observed) -> VmResources {
         None => VmResources {
             cpu: VmCpuResources {
                 cores: spec.cpu.cores,
-                core_fraction: Some(format!("{}%", sizing::fraction_pct(spec.cpu.core_fraction.as_deref()))),
+                core_fraction: Some(format!("{}%", sizing::effective_pct(spec, &desire::class_spec(o)))),
                 requested_cores: None,
                 runtime_overhead: None,
                 topology: Some(topology(topology::of(spec.cpu.cores))),
