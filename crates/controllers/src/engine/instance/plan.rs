@@ -52,15 +52,15 @@ pub fn plan(o: &Observed) -> Plan {
         plan.then(patch);
     }
     if step.create_pod {
-        if let Some(claim) = launcher_pod::nvram_claim(&o.instance) {
-            plan.then(Create::of(&claim));
-        }
         let pod = launcher_pod::build(&o.instance, &o.image);
         let names = launcher_pod::names(&o.instance, &launcher_pod::purpose(&o.instance));
-        let create = Create::of(&pod).or_named(names.into_iter().skip(1)).identified_by(&[label::EPOCH]);
-        let vm = Ref::owner_of(&*o.instance).unwrap_or_else(|| Ref::identity(&*o.instance));
-        let create = create.refusal_told_to(Some(vm), reason::FAILED_CREATE);
-        plan.then(create.remembered_for(o.instance.metadata.uid.as_deref()));
+        let pod = Create::of(&pod).or_named(names.into_iter().skip(1)).identified_by(&[label::EPOCH]);
+        let claim = launcher_pod::nvram_claim(&o.instance).map(|claim| Create::of(&claim));
+        for create in claim.into_iter().chain([pod]) {
+            let vm = Ref::owner_of(&*o.instance).unwrap_or_else(|| Ref::identity(&*o.instance));
+            let create = create.refusal_told_to(Some(vm), reason::FAILED_CREATE);
+            plan.then(create.remembered_for(o.instance.metadata.uid.as_deref()));
+        }
     }
     for pod in &o.pods {
         if step.is_over(pod) {
