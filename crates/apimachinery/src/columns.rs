@@ -174,4 +174,25 @@ mod tests {
             assert_eq!(column.cell(&JsonPath::parse(path).unwrap(), &object, now), expected, "{kind} {path}");
         }
     }
+
+    // AP-8
+    #[test]
+    fn ages_are_the_seeds() {
+        let now = time::parse("2026-11-20T12:00:00Z").unwrap();
+        let minutes = |n: i64| n * 60;
+        let hours = |n: i64| n * 3600;
+        for (seconds, expected) in [
+            (75, "75s"),
+            (minutes(3) + 7, "3m7s"),
+            (minutes(79), "79m"),
+            (minutes(148), "148m"),
+            (hours(12), "12h"),
+            (hours(5 * 24 + 21), "5d21h"),
+        ] {
+            let born = (now - chrono::Duration::seconds(seconds)).to_rfc3339();
+            let object = json!({"metadata": {"creationTimestamp": born}});
+            let path = JsonPath::parse(".metadata.creationTimestamp").unwrap();
+            assert_eq!(ColumnDef::age_column().cell(&path, &object, now), json!(expected));
+        }
+    }
 }

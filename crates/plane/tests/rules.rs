@@ -171,7 +171,7 @@ async fn minimal_manifests_are_accepted_with_their_defaults() {
     assert!(text.starts_with("admission webhook \"vmbda.validate.holdfast\" denied the request: "), "{text}");
 }
 
-// AP-12, AP-13, VL-U6
+// AP-12, AP-13, VL-I1, VL-I7, VL-U6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schemas_of_virtual_machines_refuse_what_is_outside() {
     let world = World::start().await;

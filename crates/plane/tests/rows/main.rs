@@ -13,5 +13,6 @@ mod nodes;
 mod operators;
 mod queue;
 mod quota;
+mod tables;
 mod vm;
 mod world;

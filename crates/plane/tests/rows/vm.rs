@@ -277,6 +277,32 @@ fn a_running_manual_vm_that_becomes_always_on_keeps_running() {
     });
 }
 
+// VL-L12, VL-P24
+#[test]
+fn a_manual_vm_stays_off_after_a_crash_and_comes_back_after_a_reboot() {
+    on_a_platform(async |world| {
+        world.disk("web", true).await;
+        world.vm("web", json!({"runPolicy": "Manual"})).await;
+        world.phase("web", VmPhase::Stopped).await;
+        world.operate("start", "Start", "web").await.unwrap();
+        let first = pods_of(&world.phase("web", VmPhase::Running).await);
+        world.nodes.end("web", "GuestReset").await;
+        let another = |vm: Option<&VirtualMachine>| {
+            vm.is_some_and(|vm| {
+                vm.status.as_ref().unwrap().phase == Some(VmPhase::Running) && pods_of(vm) != first
+            })
+        };
+        world.until("web", "running again", another).await;
+        world.nodes.end("web", "Crash").await;
+        world.phase("web", VmPhase::Stopped).await;
+        world.pass(600).await;
+        world.phase("web", VmPhase::Stopped).await;
+        assert!(world.launchers("web").await.is_empty());
+        world.operate("again", "Start", "web").await.unwrap();
+        world.phase("web", VmPhase::Running).await;
+    });
+}
+
 // VL-P21
 #[test]
 fn a_start_waits_for_the_disk() {
