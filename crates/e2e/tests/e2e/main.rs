@@ -15,4 +15,5 @@ mod power;
 mod queue;
 mod resources;
 mod support;
+mod uefi;
 mod waiting;
