@@ -193,7 +193,8 @@ fn run(o: &Observed, mut state: State, source: From, storage: Choice) -> (State,
         }
         Outcome::Refused(why) => {
             let quota = holdfast_domain::refusal::is_quota(&why);
-            state.wait(if quota { Ready::QuotaExceeded } else { Ready::ProvisioningNotStarted }, why);
+            let reason = if quota { Ready::QuotaExceeded } else { Ready::ProvisioningNotStarted };
+            state.be(VdPhase::Pending, reason, why);
             (state, effects, None)
         }
         Outcome::Done(_) => {

@@ -24,7 +24,8 @@ pub(super) fn of(o: &Observed, old: &VirtualDiskStatus, state: &State) -> Virtua
     conditions.is(state.storage.0, state.storage.1.clone());
     conditions.is(state.ready, state.message.clone());
     in_use(&mut conditions, o, &attached);
-    let capacity = capacity(o).or_else(|| old.capacity.clone()).filter(|_| state.phase != VdPhase::Pending);
+    let has_volume = !matches!(state.phase, VdPhase::Pending | VdPhase::Failed);
+    let capacity = capacity(o).or_else(|| old.capacity.clone()).filter(|_| has_volume);
     if let Some(text) = growth_refused(o, state) {
         conditions.is(Resizing::NotAvailable, text);
     }
