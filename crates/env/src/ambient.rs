@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::Timestamp;
 
@@ -17,6 +18,10 @@ pub trait Ambient {
     fn random_u64(&self) -> u64;
     /// Whether the process that runs now dies at this fault point.
     fn dies_at(&self, point: &str) -> bool;
+    /// How long the running process stays at this fault point; none: not at all.
+    fn waits_at(&self, _point: &str) -> Option<Duration> {
+        None
+    }
     /// Whether this deliberate bug is switched on.
     fn mutant(&self, name: &str) -> bool;
 }
@@ -69,6 +74,11 @@ pub fn simulated() -> bool {
 /// Whether the simulation lets the running process die at this fault point.
 pub(crate) fn dies_at(point: &str) -> bool {
     ask(|ambient| ambient.dies_at(point)).unwrap_or(false)
+}
+
+/// How long the simulation lets the running process stay at this fault point.
+pub(crate) fn waits_at(point: &str) -> Option<Duration> {
+    ask(|ambient| ambient.waits_at(point)).flatten()
 }
 
 /// Whether a deliberate bug is switched on; see [`crate::mutant!`].

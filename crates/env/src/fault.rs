@@ -45,6 +45,9 @@ pub async fn point(name: &str) {
         // The simulation ends this process before it is polled again: nothing after the point runs.
         return std::future::pending().await;
     }
+    if let Some(pause) = crate::ambient::waits_at(name) {
+        tokio::time::sleep(pause).await;
+    }
     let Some(action) = armed().get(name) else {
         return;
     };

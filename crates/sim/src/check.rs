@@ -5,9 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_api::names::label::VM_NAME;
 use holdfast_kubelith::UserInfo;
 use holdfast_kubelith::store::Record;
 use serde_json::Value;
+
+use crate::net::Place;
+use crate::promises::Promises;
 
 /// Something that must never happen, and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +50,12 @@ pub struct Checker {
     cordoned: BTreeMap<String, i64>,
     /// Pods that were seen with a node.
     placed: BTreeSet<String>,
+    /// Somebody has removed pods by force: the API knows less than is true.
+    pub forced: bool,
+    /// Nodes whose maintenance has succeeded.
+    succeeded: BTreeSet<String>,
+    /// Launcher pods by VM.
+    pods: BTreeMap<String, BTreeSet<String>>,
     /// VMs (namespace/name) whose guest somebody has asked to end or restart.
     pub may_end: BTreeSet<String>,
     /// Highest revision that a client was told of.
@@ -56,12 +66,14 @@ pub struct Checker {
     pub moves: u64,
     /// What each client wrote last to each path, and how often in a row.
     last_writes: BTreeMap<String, (Bytes, u32)>,
+    /// What must happen within a time.
+    pub(crate) promises: Promises,
     /// How often each rule was looked at with something to look at.
     pub looked: BTreeMap<&'static str, u64>,
 }
 
-/// How long an address stays with its last VM (api.md, retention of leases).
-const RETENTION: Duration = Duration::from_secs(600);
+/// How long an address stays with its last VM (api.md, retention of leases: ten minutes, in whole seconds).
+const RETENTION: Duration = Duration::from_secs(598);
 
 /// The same write so often in a row is a circle, not a repetition after lost answers.
 const REPEATS_MAX: u32 = 100;
@@ -138,7 +150,9 @@ impl Checker {
 
     /// A write of the API server.
     pub fn note_write(&mut self, record: &Record, time: Duration) {
-        let Some((plural, group)) = record.storage.split_once('.') else { return self.note_core(record) };
+        let Some((plural, group)) = record.storage.split_once('.') else {
+            return self.note_core(record, time);
+        };
         if !group.ends_with(PUBLIC) {
             return;
         }
@@ -153,14 +167,14 @@ impl Checker {
         let Ok(value) = serde_json::from_slice::<Value>(&record.json) else { return };
         let key = format!("{}/{}", record.namespace, record.name);
         match plural {
-            "migrations" => self.note_migration(key, value, record.deleted),
+            "migrations" => self.note_migration(key, value, record.deleted, time),
             "instances" => self.note_instance(key, value, record.deleted, time),
             _ => self.note_operation(key, value, record.deleted),
         }
     }
 
     /// Nodes and pods: no launcher is placed on a node that was cordoned a while ago.
-    fn note_core(&mut self, record: &Record) {
+    fn note_core(&mut self, record: &Record, time: Duration) {
         let name = record.name.to_string();
         match &*record.storage {
             "nodes" if record.deleted => {
@@ -169,14 +183,20 @@ impl Checker {
             "nodes" => {
                 self.nodes.insert(name.clone());
                 let Ok(node) = serde_json::from_slice::<Value>(&record.json) else { return };
-                if node["spec"]["unschedulable"] == Value::Bool(true) {
+                let closed = node["spec"]["unschedulable"] == Value::Bool(true);
+                self.promises.note_node(&name, closed, &self.instances, time);
+                if closed {
                     self.cordoned.entry(name).or_insert(record.at);
                 } else {
                     self.cordoned.remove(&name);
                 }
             }
-            "pods" if !record.deleted => {
+            "pods" => {
                 let Ok(pod) = serde_json::from_slice::<Value>(&record.json) else { return };
+                self.note_launcher(&name, &pod, record.deleted);
+                if record.deleted {
+                    return;
+                }
                 let uid = pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
                 let Some(node) = pod["spec"]["nodeName"].as_str() else { return };
                 if !self.placed.insert(uid) {
@@ -195,6 +215,27 @@ impl Checker {
         }
     }
 
+    fn note_launcher(&mut self, name: &str, pod: &Value, deleted: bool) {
+        let Some(vm) = pod["metadata"]["labels"][VM_NAME].as_str() else { return };
+        let of_vm = self.pods.entry(vm.to_owned()).or_default();
+        if deleted {
+            of_vm.remove(name);
+        } else {
+            of_vm.insert(name.to_owned());
+        }
+    }
+
+    /// Nodes that are cordoned.
+    pub fn closed(&self) -> impl Iterator<Item = &String> {
+        self.cordoned.keys()
+    }
+
+    /// Whether a VM has a launcher pod.
+    #[must_use]
+    pub fn has_pod(&self, vm: &str) -> bool {
+        self.pods.get(vm).is_some_and(|pods| !pods.is_empty())
+    }
+
     fn note_operation(&mut self, key: String, value: Value, deleted: bool) {
         if deleted {
             self.operations.remove(&key);
@@ -204,14 +245,17 @@ impl Checker {
         let was_over = |old: &Value| {
             matches!(old["status"]["phase"].as_str(), Some("Completed" | "Failed" | "Superseded"))
         };
+        self.check_completed(&key, old.as_ref(), &value);
         self.check_finished("vmop", &key, old.filter(was_over), &value);
     }
 
-    fn note_migration(&mut self, key: String, value: Value, deleted: bool) {
+    fn note_migration(&mut self, key: String, value: Value, deleted: bool, time: Duration) {
         if deleted {
+            self.promises.note_gone(&key);
             self.migrations.remove(&key);
             return;
         }
+        self.promises.note_migration(&key, &value, time);
         let old = self.migrations.insert(key.clone(), value.clone());
         let was_over = |old: &Value| !old["status"]["finishedAt"].is_null();
         let done = |value: &Value| value["status"]["state"] == "Done";
@@ -220,6 +264,45 @@ impl Checker {
         }
         self.check_finished("Migration", &key, old.filter(was_over), &value);
         self.check_limits();
+    }
+
+    /// An operation that moves a VM is completed when its move is done, and not before.
+    fn check_completed(&mut self, key: &str, old: Option<&Value>, new: &Value) {
+        let completed = |value: &Value| value["status"]["phase"] == "Completed";
+        if !completed(new) || old.is_some_and(completed) {
+            return;
+        }
+        let uid = &new["metadata"]["uid"];
+        let owned = |migration: &&Value| {
+            let owners = migration["metadata"]["ownerReferences"].as_array();
+            owners.into_iter().flatten().any(|owner| owner["uid"] == *uid)
+        };
+        let Some(migration) = self.migrations.values().find(owned) else { return };
+        let state = migration["status"]["state"].clone();
+        self.look("completed");
+        if state != "Done" {
+            let what = format!("{key} is Completed while its move is {state}");
+            self.violate("operations complete when they are done", what);
+        }
+    }
+
+    /// A maintenance has succeeded when no guest is left on its node; `guests`: nodes where guests execute.
+    pub(crate) fn check_maintenance(&mut self, record: &Record, guests: &BTreeSet<Place>) {
+        if &*record.storage != "nodemaintenances.nodemaintenance.medik8s.io" || record.deleted {
+            return;
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(&record.json) else { return };
+        let node = value["spec"]["nodeName"].as_str().unwrap_or_default();
+        let succeeded = value["status"]["phase"] == "Succeeded";
+        if !succeeded {
+            self.succeeded.remove(node);
+        } else if self.succeeded.insert(node.to_owned()) {
+            self.look("maintenance");
+            if guests.contains(node) && !self.forced {
+                let what = format!("the maintenance of {node} has succeeded, and a guest runs there");
+                self.violate("a maintained node is empty", what);
+            }
+        }
     }
 
     /// INV-7: what has finished never changes again.
@@ -275,8 +358,10 @@ impl Checker {
         self.check_address(&value, deleted, time);
         if deleted {
             self.instances.remove(&key);
+            self.promises.note_gone(&key);
             return;
         }
+        self.promises.note_instance(&key, &value, time);
         self.check_exit(&key, &value);
         self.instances.insert(key, value);
     }

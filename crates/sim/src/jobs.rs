@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use anyhow::Context as _;
+use holdfast_sim::mutants::Mutant;
 use parking_lot::Mutex;
 
 /// What came of some seeds.
@@ -75,6 +76,37 @@ pub fn run(seeds: Range<u64>, jobs: usize) -> anyhow::Result<Totals> {
         })
     })?;
     Ok(totals.into_inner())
+}
+
+/// Looks for these mutants, each in a process of its own; how many are not found although they should be.
+///
+/// # Errors
+/// This program cannot be started again.
+pub fn mutants(all: &[&Mutant], jobs: usize) -> anyhow::Result<u64> {
+    let next = AtomicUsize::new(0);
+    let missed = AtomicU64::new(0);
+    let program = std::env::current_exe().context("find this program's file")?;
+    let work = || -> anyhow::Result<()> {
+        while let Some(mutant) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut command = Command::new(&program);
+            command.args(["--mutants", "--mutant", mutant.name]).stdin(Stdio::null());
+            let output = command.stderr(Stdio::inherit()).output();
+            let output = output.with_context(|| format!("start a process for {}", mutant.name))?;
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            // The closing line is about all of them.
+            println!("{}", said.trim_end().rsplit_once('\n').map_or(&*said, |(line, _)| line));
+            missed.fetch_add(u64::from(!output.status.success()), Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    Ok(missed.into_inner())
 }
 
 /// One seed: what its process said but for the closing line, and that.

@@ -1,7 +1,7 @@
 //! What must become true once faults have stopped: operations end, VMs are as their owners want them,
 //! drained nodes are empty or somebody says why, and nobody has anything left to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_kubelith::core::ListOptions;
@@ -78,11 +78,24 @@ pub fn unfinished(world: &World) -> Vec<String> {
         let vm = world.vm_of_pod.get(crate::start::pod_of(&run_dir)).cloned().unwrap_or_default();
         *runs.entry(vm).or_default() += 1;
     }
+    let failed: BTreeSet<String> = objects(world, public, "virtualdisks")
+        .iter()
+        .filter(|disk| text(disk, "/status/phase") == "Failed")
+        .map(|disk| text(disk, "/metadata/name").to_owned())
+        .collect();
     for vm in objects(world, public, "virtualmachines") {
         let key = format!("{}/{}", text(&vm, "/metadata/namespace"), text(&vm, "/metadata/name"));
         let count = runs.remove(&key).unwrap_or_default();
+        // These say so; only their owners can help them: no address is left, the disk could not be made.
+        let waits_for_address = conditions(&vm).contains("VirtualMachineIPAddressNotReady");
+        if count == 0 && waits_for_address && world.cidr == crate::start::FEW_ADDRESSES {
+            continue;
+        }
+        if failed.contains(&format!("{}-root", text(&vm, "/metadata/name"))) && count == 0 {
+            continue;
+        }
         if let Some(why) = vm_unfinished(&vm, count, open) {
-            left.push(format!("VM {key}: {why}"));
+            left.push(format!("VM {key}: {why}{}", engine(world, &key)));
         }
     }
     for (vm, count) in runs {
@@ -135,6 +148,13 @@ fn vm_unfinished(vm: &Value, count: u32, open_nodes: usize) -> Option<String> {
         ("AlwaysOff", "Running") => Some("is Running, but its policy is AlwaysOff".to_owned()),
         _ => None,
     }
+}
+
+/// What the engine knows of a VM, for whoever has to find out why.
+fn engine(world: &World, key: &str) -> String {
+    let status = world.checker.instances().get(key).map(|instance| &instance["status"]);
+    let said = |path: &str| status.and_then(|s| s.get(path)).map(Value::to_string).unwrap_or_default();
+    format!("; claim {}, report {}, pods {}", said("claim"), said("report"), said("pods"))
 }
 
 /// Its placement names a node, which may be closed.

@@ -2,13 +2,19 @@
 
 mod jobs;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use clap::Parser;
-use holdfast_sim::mutants::MUTANTS;
+use holdfast_sim::kept::{self, Kept};
+use holdfast_sim::mutants::{MUTANTS, Mutant};
+use holdfast_sim::page;
+use holdfast_sim::plots::PLOTS;
 use holdfast_sim::run::{Options, Outcome, run};
 use holdfast_sim::shrink;
+use holdfast_sim::swarm::Swarm;
 use holdfast_sim::trace::{HEADING, Keep, parting};
 
 use crate::jobs::Totals;
@@ -56,10 +62,28 @@ struct Arguments {
     /// Actions and faults to leave out, by number, as `--shrink` prints them.
     #[arg(long, value_delimiter = ',')]
     without: Vec<u64>,
-    /// Run the catalogue of deliberate bugs instead: each must be found within its seeds.
+    /// Run the catalogue of deliberate bugs instead: each must be found within its seeds. With `--mutant`, these.
     #[arg(long)]
     mutants: bool,
+    /// Only these plots (see `plots.rs`), and no other faults.
+    #[arg(long)]
+    plot: Vec<String>,
+    /// Replay the kept histories of a directory instead (crates/sim/histories).
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = KEPT)]
+    kept: Option<PathBuf>,
+    /// Replay the history in this file.
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    /// Write a page that shows the history into this file (one seed).
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
+    /// Write the deeds of a failing history into this file; with `--shrink`, those that matter.
+    #[arg(long, value_name = "FILE")]
+    keep: Option<PathBuf>,
 }
+
+/// Where kept histories are.
+const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/histories");
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
@@ -70,6 +94,15 @@ fn main() -> anyhow::Result<ExitCode> {
     if arguments.mutants {
         return mutants(&arguments);
     }
+    if let Some(dir) = &arguments.kept {
+        return replay_kept(dir);
+    }
+    if let Some(file) = &arguments.history {
+        let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        let history = Kept::parse(&text).with_context(|| format!("read {}", file.display()))?;
+        let totals = one(&arguments, history.head.seed, Some(&history))?;
+        return Ok(if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let seeds = arguments.seed..arguments.seed + arguments.seeds;
     let began = Instant::now();
     let totals = if arguments.jobs > 1 {
@@ -77,7 +110,7 @@ fn main() -> anyhow::Result<ExitCode> {
     } else {
         let mut totals = Totals::default();
         for seed in seeds {
-            totals += one(&arguments, seed)?;
+            totals += one(&arguments, seed, None)?;
         }
         totals
     };
@@ -86,8 +119,13 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// One seed, and what there is to say about it.
-fn one(arguments: &Arguments, seed: u64) -> anyhow::Result<Totals> {
-    let options = options(arguments, seed);
+fn one(arguments: &Arguments, seed: u64, kept: Option<&Kept>) -> anyhow::Result<Totals> {
+    let mut options = options(arguments, seed);
+    if let Some(kept) = kept {
+        let whole = kept.options(true);
+        options = Options { keep: options.keep, until: options.until, timeline: options.timeline, ..whole };
+    }
+    let options = options;
     let started = Instant::now();
     let outcome = run(&options)?;
     let took = started.elapsed().as_secs_f64();
@@ -96,6 +134,9 @@ fn one(arguments: &Arguments, seed: u64) -> anyhow::Result<Totals> {
         show(&outcome, if arguments.until.is_some() { usize::MAX } else { arguments.lines });
     }
     println!("{}", summary(seed, &outcome, took));
+    if let Some(file) = &arguments.page {
+        write_page(file, &options, &outcome)?;
+    }
     let mut totals =
         Totals { seeds: 1, steps: outcome.steps, moves: outcome.moves, failed: u64::from(fails) };
     if arguments.twice {
@@ -108,13 +149,18 @@ fn one(arguments: &Arguments, seed: u64) -> anyhow::Result<Totals> {
         }
     }
     if fails && arguments.shrink {
-        shrink(&options)?;
+        shrink(arguments, &options)?;
+    } else if let Some(file) = arguments.keep.as_deref().filter(|_| fails) {
+        write_kept(file, &options, &outcome)?;
     }
     Ok(totals)
 }
 
 fn options(arguments: &Arguments, seed: u64) -> Options {
+    let plots: Vec<&'static str> =
+        PLOTS.into_iter().filter(|name| arguments.plot.iter().any(|n| n == name)).collect();
     Options {
+        swarm: (!plots.is_empty()).then(|| Swarm::of_plots(seed, &plots)),
         steps: arguments.steps,
         until: arguments.until,
         nodes: arguments.nodes,
@@ -125,12 +171,31 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
             Some(_) => Keep::All,
             None => Keep::Last(arguments.lines),
         },
+        timeline: arguments.page.is_some(),
         without: arguments.without.iter().copied().collect(),
         ..Options::of(seed)
     }
 }
 
-fn shrink(options: &Options) -> anyhow::Result<()> {
+fn write_page(file: &Path, options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
+    let mutants: String = options.mutants.iter().map(|name| format!(" --mutant {name}")).collect();
+    let title = format!("Seed {}{}", options.seed, mutants.replace(" --mutant", ", with the deliberate bug"));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let again = format!("cargo run -p xtask -- sim {}", arguments.join(" "));
+    std::fs::write(file, page::page(&title, &again, outcome))
+        .with_context(|| format!("write {}", file.display()))?;
+    println!("a page of it: {}", file.display());
+    Ok(())
+}
+
+fn write_kept(file: &Path, options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
+    let text = Kept::of(options, outcome).text()?;
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    println!("kept as {}; its first line wants a sentence of yours", file.display());
+    Ok(())
+}
+
+fn shrink(arguments: &Arguments, options: &Options) -> anyhow::Result<()> {
     let Some(shrunk) = shrink::shrink(options, 300)? else { return Ok(()) };
     println!("shrunk to {} actions and faults in {} runs; the story:", shrunk.strokes, shrunk.runs);
     println!("{HEADING}");
@@ -141,36 +206,69 @@ fn shrink(options: &Options) -> anyhow::Result<()> {
         println!("VIOLATION {violation}");
     }
     let without: Vec<String> = shrunk.options.without.iter().map(ToString::to_string).collect();
-    println!("again: --seed {} --without {}", options.seed, without.join(","));
-    Ok(())
+    let steps = shrunk.options.steps;
+    println!("again: --seed {} --steps {steps} --without {}", options.seed, without.join(","));
+    match &arguments.keep {
+        Some(file) => write_kept(file, &shrunk.options, &shrunk.outcome),
+        None => Ok(()),
+    }
 }
 
 /// Every mutant within its seeds; those known not to be found are listed.
 fn mutants(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let mut missed = 0;
-    for mutant in MUTANTS {
-        let Some(within) = mutant.within else {
-            println!("{:<34} a hole: {}", mutant.name, mutant.hole);
-            continue;
-        };
-        let mut found = None;
-        for seed in 1..=within {
-            let options = Options { mutants: [mutant.name.to_owned()].into(), ..options(arguments, seed) };
-            if let Some(violation) = run(&options)?.violations.first() {
-                found = Some((seed, violation.rule));
-                break;
-            }
+    let began = Instant::now();
+    let wanted =
+        |mutant: &&Mutant| arguments.mutant.is_empty() || arguments.mutant.iter().any(|n| n == mutant.name);
+    let all: Vec<&Mutant> = MUTANTS.iter().filter(wanted).collect();
+    let missed = if arguments.jobs > 1 {
+        jobs::mutants(&all, arguments.jobs)?
+    } else {
+        let mut missed = 0;
+        for mutant in &all {
+            let (line, found) = look_for(arguments, mutant)?;
+            println!("{line}");
+            missed += u64::from(!found);
         }
-        match found {
-            Some((seed, rule)) => println!("{:<34} found by seed {seed}: {rule}", mutant.name),
-            None => {
-                println!("{:<34} NOT FOUND within {within} seeds: {}", mutant.name, mutant.what);
-                missed += 1;
+        missed
+    };
+    let holes = all.iter().filter(|mutant| mutant.within.is_none()).count();
+    let seconds = began.elapsed().as_secs();
+    println!("{} mutants, {holes} known holes, {missed} missed, {seconds} s", all.len());
+    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What came of looking for a mutant, and whether that is as the catalogue says.
+fn look_for(arguments: &Arguments, mutant: &Mutant) -> anyhow::Result<(String, bool)> {
+    let Some(within) = mutant.within else {
+        return Ok((format!("{:<34} a hole: {}", mutant.name, mutant.hole), true));
+    };
+    for seed in 1..=within {
+        let swarm = (!mutant.plots.is_empty()).then(|| Swarm::of_plots(seed, mutant.plots));
+        let mutants = [mutant.name.to_owned()].into();
+        let outcome = run(&Options { mutants, swarm, ..options(arguments, seed) })?;
+        if let Some(violation) = outcome.violations.first() {
+            return Ok((format!("{:<34} found by seed {seed}: {}", mutant.name, violation.rule), true));
+        }
+    }
+    Ok((format!("{:<34} NOT FOUND within {within} seeds: {}", mutant.name, mutant.what), false))
+}
+
+/// Every kept history ends as it should.
+fn replay_kept(dir: &Path) -> anyhow::Result<ExitCode> {
+    let mut bad = 0;
+    let all = kept::all(dir)?;
+    for (path, history) in &all {
+        let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        match kept::replay(history)? {
+            None => println!("{name:<34} well: {}", history.about),
+            Some(why) => {
+                println!("{name:<34} BAD: {why}");
+                bad += 1;
             }
         }
     }
-    println!("{} mutants, {missed} missed", MUTANTS.len());
-    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("{} kept histories, {bad} bad", all.len());
+    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn show(outcome: &Outcome, most: usize) {

@@ -11,16 +11,20 @@ pub struct Mutant {
     pub what: &'static str,
     /// Within how many seeds (from 1) it is found; none: it is not, see [`Mutant::hole`].
     pub within: Option<u64>,
+    /// Plots of the seeds in which it is looked for; none: the seeds as they are.
+    pub plots: &'static [&'static str],
     /// Why it is not found.
     pub hole: &'static str,
 }
 
+/// Found within so many seeds as they are.
 const fn found(name: &'static str, within: u64, what: &'static str) -> Mutant {
-    Mutant { name, what, within: Some(within), hole: "" }
+    Mutant { name, what, within: Some(within), plots: &[], hole: "" }
 }
 
-const fn hole(name: &'static str, what: &'static str, hole: &'static str) -> Mutant {
-    Mutant { name, what, within: None, hole }
+/// Found within so many seeds whose only faults are these plots.
+const fn met(name: &'static str, within: u64, plots: &'static [&'static str], what: &'static str) -> Mutant {
+    Mutant { name, what, within: Some(within), plots, hole: "" }
 }
 
 /// The catalogue.
@@ -28,98 +32,112 @@ pub const MUTANTS: &[Mutant] = &[
     // Hand-over of the right to run (migration-and-maintenance.md §2.4).
     found("commit-before-completed", 8, "the source says COMMIT before QEMU has sent everything"),
     found("run-without-commit", 8, "the target runs the guest as soon as it is loaded, without COMMIT"),
-    hole(
+    met(
         "late-ack-means-no",
+        8,
+        &["late-answer"],
         "the source takes the right back when the answer to COMMIT is late",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    hole(
-        "no-give-up-record",
-        "the source does not record that it gave the right up",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
-    ),
-    hole(
+    met("no-give-up-record", 8, &["source-dies"], "the source does not record that it gave the right up"),
+    met(
         "no-continuing-record",
+        8,
+        &["target-dies"],
         "the target does not record that it continues the guest",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    hole(
+    met(
         "not-continued-yet-means-never",
+        8,
+        &["late-commit"],
         "an agent answers 'never continued' for a target that may still continue",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    hole(
+    met(
         "dead-source-is-an-end",
+        8,
+        &["source-dies"],
         "the end of a source that gave up is reported as the end of the VM",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
     found("flip-forgotten", 8, "nobody writes that the guest runs on the target now"),
-    hole(
-        "cancel-unheard",
-        "a launcher acknowledges a cancel and does nothing",
-        "the move completes instead, and nothing says yet that a call-off in time must win",
-    ),
+    met("cancel-unheard", 8, &["called-off"], "a launcher acknowledges a cancel and does nothing"),
     // Starts and ends (failure-and-rebalancing.md §3.6).
-    hole(
+    met(
         "epoch-unchecked",
+        8,
+        &["second-pod"],
         "a start looks neither at the epoch nor at the pod of the claim",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    hole(
+    met(
         "processes-not-looked-at",
+        8,
+        &["severed"],
         "an agent believes records without looking for processes",
-        "agents and launchers never lose their connection while both live",
     ),
-    hole(
+    met(
         "missing-pod-proves-end",
+        8,
+        &["removed-by-force"],
         "a launcher pod that is gone from the API proves the end of its guest",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
-    hole(
-        "final-pod-proves-end",
-        "a final pod phase proves the end of the guest",
-        "met in earlier histories, not in the first 24 seeds of now: faults must aim at it",
-    ),
-    hole(
+    met("final-pod-proves-end", 8, &["late-flip"], "a final pod phase proves the end of the guest"),
+    met(
         "reboot-ends-moved-guest",
+        8,
+        &["late-flip"],
         "the reboot of a source node ends a guest that may have moved",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
     found("restart-forgotten", 16, "a crashed guest is not started again"),
     found("gone-fields-stay", 8, "a report writes for ever because it does not remove what is gone"),
     // Limits (migration-and-maintenance.md §4).
     found("outbound-slot-ignored", 8, "several moves leave a node at once"),
-    hole(
-        "inbound-slot-ignored",
-        "several moves enter a node at once",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
-    ),
+    met("inbound-slot-ignored", 8, &["two-drains"], "several moves enter a node at once"),
     found("slot-freed-at-switch", 16, "a slot is given away while its move switches over"),
     // Operations and drains.
     found("finished-operation-rewritten", 8, "a finished operation changes its phase"),
-    found("finalizer-kept", 8, "a deleted operation is never let go"),
-    hole(
-        "mark-kept-after-uncordon",
-        "an uncordon does not call the evacuation off",
-        "the evacuation is carried out, which ends the mark as well",
+    found("completed-at-switch", 8, "an operation is called completed while its move switches over"),
+    met("leftover-ignored", 8, &["meanwhile"], "a move begins while something of an earlier one is left"),
+    met(
+        "maintenance-ends-early",
+        8,
+        &["maintenance"],
+        "a maintenance is called succeeded while guests are on its node",
     ),
+    found("finalizer-kept", 8, "a deleted operation is never let go"),
+    met("mark-kept-after-uncordon", 8, &["opened-again"], "an uncordon does not call the evacuation off"),
     found("eviction-allowed", 8, "an eviction may delete the pod of a running guest"),
-    hole(
+    met(
         "cordon-ignored",
-        "the scheduler places pods on cordoned nodes",
-        "the taint that follows a cordon keeps pods away too",
+        8,
+        &["closed"],
+        "the scheduler looks neither at cordons nor at the taint that follows them",
     ),
     // Addresses.
-    hole(
+    met(
         "lease-kept-too-short",
+        8,
+        &["address-back"],
         "an address is given away as soon as its VM is deleted",
-        "not met in the first eight seeds: its window is narrow, more faults must aim at it",
     ),
     // The API server.
-    hole(
-        "answered-before-durable",
-        "some writes are answered and never become durable",
-        "met in earlier histories, not in the first 24 seeds of now: faults must aim at it",
-    ),
+    met("answered-before-durable", 8, &["plane-dies"], "some writes are answered and never become durable"),
     found("stale-update-accepted", 8, "updates of an old version overwrite newer ones"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::plots::PLOTS;
+
+    #[test]
+    fn the_catalogue_names_every_mutant_once_and_plots_that_exist() {
+        let names: BTreeSet<&str> = MUTANTS.iter().map(|mutant| mutant.name).collect();
+        assert_eq!(names.len(), MUTANTS.len());
+        for mutant in MUTANTS {
+            assert!(mutant.plots.iter().all(|plot| PLOTS.contains(plot)), "{}", mutant.name);
+            assert_eq!(mutant.within.is_none(), !mutant.hole.is_empty(), "{}", mutant.name);
+        }
+        let found = MUTANTS.iter().filter(|mutant| mutant.within.is_some()).count();
+        assert!(found >= 25, "{found}");
+    }
+}

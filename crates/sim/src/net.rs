@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::sockets::Link;
 use crate::world::World;
 
 /// Number of a process; never used twice in one history.
@@ -68,6 +69,9 @@ pub struct Message {
     pub arrive: Arrival,
 }
 
+/// About so many connections are noted before those that are gone are forgotten.
+const LINKS: usize = 64;
+
 #[derive(Default)]
 struct Inner {
     time: Duration,
@@ -78,6 +82,8 @@ struct Inner {
     /// Directed: nothing gets from the first place to the second.
     cut: BTreeSet<(Place, Place)>,
     sent: u64,
+    /// Connections between processes that are open, as far as known.
+    links: Vec<Link>,
 }
 
 /// The network, shared by all processes.
@@ -182,6 +188,44 @@ impl Net {
     #[must_use]
     pub fn any_cut(&self) -> bool {
         !self.0.lock().cut.is_empty()
+    }
+
+    /// Notes a connection.
+    pub(crate) fn link(&self, link: Link) {
+        let mut inner = self.0.lock();
+        if inner.links.len() >= 2 * LINKS {
+            inner.links.retain(Link::is_open);
+        }
+        inner.links.push(link);
+    }
+
+    /// The ends of all open connections between processes.
+    #[must_use]
+    pub fn links(&self) -> Vec<(ProcessId, ProcessId)> {
+        let mut inner = self.0.lock();
+        inner.links.retain(Link::is_open);
+        inner.links.iter().map(Link::ends).collect()
+    }
+
+    /// Breaks connections while both of their ends live, with all that is under way on them. Returns how many.
+    pub fn sever(&self, matches: impl Fn(&Link) -> bool) -> usize {
+        let mut broken = Vec::new();
+        let mut lost = Vec::new();
+        {
+            let mut inner = self.0.lock();
+            let inner = &mut *inner;
+            inner.links.retain(Link::is_open);
+            broken.extend(inner.links.extract_if(.., |link| matches(link)));
+            for channel in broken.iter().flat_map(|link| [link.channels.0, link.channels.1]) {
+                lost.extend(inner.channels.remove(&channel));
+            }
+            let channels = &inner.channels;
+            inner.waiting.retain(|channel| channels.contains_key(channel));
+        }
+        // Outside the lock: what is dropped may send something.
+        broken.iter().for_each(Link::break_it);
+        drop(lost);
+        broken.len()
     }
 
     /// Drops what matches: connections that break. Whole channels go, because what follows on a broken

@@ -7,13 +7,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::check::Violation;
+use crate::deed::{self, Cast, Deed};
 use crate::random::Dice;
 use crate::surroundings::Surroundings;
 use crate::swarm::{Doing, Swarm};
+use crate::timeline::{Span, Timeline};
 use crate::trace::{Keep, Trace};
 use crate::user::{self, Action};
 use crate::world::World;
-use crate::{fault, liveness, panics, process, start};
+use crate::{fault, liveness, panics, plot, process, start};
 
 /// What a history is made of.
 #[derive(Clone, Debug)]
@@ -36,6 +38,10 @@ pub struct Options {
     pub keep: Keep,
     /// Strokes (actions and faults, counted from 0) that are left out: how a history is shrunk.
     pub without: BTreeSet<u64>,
+    /// Note what is true when, for a page.
+    pub timeline: bool,
+    /// Deeds and their steps, instead of those that would be drawn: how a kept history is replayed.
+    pub deeds: Option<Vec<(u64, Deed)>>,
 }
 
 impl Options {
@@ -52,6 +58,8 @@ impl Options {
             mutants: BTreeSet::new(),
             keep: Keep::Last(60),
             without: BTreeSet::new(),
+            timeline: false,
+            deeds: None,
         }
     }
 }
@@ -79,6 +87,10 @@ pub struct Outcome {
     pub looked: BTreeMap<&'static str, u64>,
     /// Fault points that were passed.
     pub points: BTreeSet<String>,
+    /// What was true when, and the times of steps; empty unless asked for.
+    pub timeline: (Vec<Span>, Vec<(u64, u64)>),
+    /// What was done, and at which step.
+    pub deeds: Vec<(u64, Deed)>,
     /// Completed moves.
     pub moves: u64,
     /// Time of the world until all was well again.
@@ -95,6 +107,8 @@ struct History<'o> {
     swarm: Swarm,
     strokes: u64,
     names: u64,
+    deeds: Vec<(u64, Deed)>,
+    timeline: Option<Timeline>,
 }
 
 /// One history at a time: numbers of tasks and of open files are counted through the whole OS process.
@@ -112,7 +126,8 @@ pub fn run(options: &Options) -> std::io::Result<Outcome> {
     let _installed = holdfast_env::ambient::install(surroundings.clone());
     let world = World::new(options.seed, surroundings, Trace::new(options.keep))?;
     let swarm = options.swarm.clone().unwrap_or_else(|| Swarm::draw(options.seed));
-    let mut history = History { world, options, swarm, strokes: 0, names: 0 };
+    let timeline = options.timeline.then(Timeline::default);
+    let mut history = History { world, options, swarm, strokes: 0, names: 0, deeds: Vec::new(), timeline };
     history.begin()?;
     history.warm_up();
     history.storm();
@@ -127,6 +142,9 @@ impl History<'_> {
         if self.swarm.no_locks {
             world.machines.without_locks();
         }
+        if self.swarm.few_addresses && self.options.vms <= 3 {
+            start::FEW_ADDRESSES.clone_into(&mut world.cidr);
+        }
         start::plane(world);
         start::controller(world);
         for number in 1..=self.options.nodes {
@@ -134,7 +152,8 @@ impl History<'_> {
             start::power_on(world, &name);
         }
         for _ in 0..self.options.vms {
-            self.create();
+            let create = self.create();
+            user::act(&mut self.world, create);
         }
         self.world.settle();
         Ok(())
@@ -171,7 +190,9 @@ impl History<'_> {
             } else {
                 pass(&mut self.world);
             }
+            self.replay();
             self.finish_step();
+            plot::look(&mut self.world);
         }
     }
 
@@ -222,7 +243,7 @@ impl History<'_> {
         let nodes: Vec<String> = self.world.nodes.keys().map(ToString::to_string).collect();
         // A drain that is still wanted goes on: it must end.
         let wanted: BTreeSet<String> = self.world.drains.values().cloned().collect();
-        if self.swarm.doings.contains(&Doing::Maintain) {
+        if !liveness::objects(&self.world, "nodemaintenance.medik8s.io", "nodemaintenances").is_empty() {
             // One maintenance may last, unless a drain is to end as well.
             for node in nodes.iter().skip(usize::from(wanted.is_empty())) {
                 user::act(&mut self.world, Action::EndMaintenance { node: node.clone() });
@@ -246,33 +267,60 @@ impl History<'_> {
     fn finish_step(&mut self) {
         self.world.settle();
         self.world.judge();
+        if let Some(timeline) = &mut self.timeline {
+            timeline.sample(&self.world);
+        }
     }
 
     /// One action or one fault. It draws from dice of its own, so that leaving it out moves nothing else.
     fn stroke(&mut self, doing: bool) {
         let number = self.strokes;
         self.strokes += 1;
-        if self.options.without.contains(&number) {
+        if self.options.deeds.is_some() || self.options.without.contains(&number) {
             return;
         }
         let own = Dice::new(self.options.seed, &format!("stroke {number}"));
         let others = std::mem::replace(&mut self.world.dice, own);
-        if doing {
-            self.do_something();
-        } else if let Some(fault) = self.world.dice.pick(&self.swarm.faults).copied() {
-            fault::strike(&mut self.world, fault);
-        }
+        let deed = if doing {
+            self.draw_doing()
+        } else {
+            let fault = self.swarm.pick_fault(&mut self.world.dice);
+            fault.and_then(|fault| fault::draw(&mut self.world, &self.swarm, fault))
+        };
         self.world.dice = others;
+        if let Some(deed) = deed {
+            self.carry_out(deed);
+        }
     }
 
-    fn do_something(&mut self) {
+    /// Does it, with dice of its own for what follows from it, such as pauses before a restart.
+    fn carry_out(&mut self, deed: Deed) {
+        let step = self.world.trace.step;
+        let own = Dice::new(self.options.seed, &format!("deed at {step}"));
+        let others = std::mem::replace(&mut self.world.dice, own);
+        deed::carry_out(&mut self.world, &deed, &Cast::default());
+        self.world.dice = others;
+        self.deeds.push((step, deed));
+    }
+
+    /// The deeds of a kept history that belong to this step.
+    fn replay(&mut self) {
+        let step = self.world.trace.step;
+        let Some(deeds) = &self.options.deeds else { return };
+        let now: Vec<Deed> =
+            deeds.iter().filter(|(at, _)| *at == step).map(|(_, deed)| deed.clone()).collect();
+        for deed in now {
+            self.carry_out(deed);
+        }
+    }
+
+    fn draw_doing(&mut self) -> Option<Deed> {
         let moving: Vec<Doing> =
             self.swarm.doings.iter().copied().filter(|d| matches!(d, Doing::Evict | Doing::Drain)).collect();
         // Moves are what histories are for.
         let pool = if self.world.dice.happens(400) { &moving } else { &self.swarm.doings };
-        if let Some(doing) = self.world.dice.pick(pool).copied() {
-            self.act(doing);
-        }
+        let doing = self.world.dice.pick(pool).copied()?;
+        if doing == Doing::Guest { self.guest_acts() } else { self.act(doing).map(Deed::User) }
     }
 
     fn name(&mut self, prefix: &str) -> String {
@@ -280,7 +328,7 @@ impl History<'_> {
         format!("{prefix}-{}", self.names)
     }
 
-    fn create(&mut self) {
+    fn create(&mut self) -> Action {
         let vm = self.name("vm");
         let policies = [
             "AlwaysOn",
@@ -292,7 +340,7 @@ impl History<'_> {
         let policy = policies[self.world.dice.below(policies.len())];
         let moves = ["AlwaysSafe", "PreferSafe", "AlwaysForced", "PreferForced"];
         let migration = moves[self.world.dice.below(moves.len())];
-        user::act(&mut self.world, Action::Create { vm, policy, migration });
+        Action::Create { vm, policy: policy.to_owned(), migration: migration.to_owned() }
     }
 
     /// A VM that exists or has existed.
@@ -307,18 +355,18 @@ impl History<'_> {
         self.world.dice.pick(&all).cloned()
     }
 
-    fn operate(&mut self, kind: &'static str) -> Option<Action> {
+    fn operate(&mut self, kind: &str) -> Option<Action> {
         let vm = self.some_vm()?;
         let force = [None, None, Some(true), Some(false)][self.world.dice.below(4)];
         let force = if kind == "Start" { None } else { force };
         let name = self.name("op");
-        Some(Action::Operate { vm, kind, force, name })
+        Some(Action::Operate { vm, kind: kind.to_owned(), force, name })
     }
 
-    fn act(&mut self, doing: Doing) {
-        let action = match doing {
+    fn act(&mut self, doing: Doing) -> Option<Action> {
+        match doing {
             Doing::Create if self.world.checker.instances().len() < self.options.vms * 2 => {
-                return self.create();
+                Some(self.create())
             }
             Doing::Create => None,
             Doing::Delete => self.some_vm().map(|vm| Action::Delete { vm }),
@@ -349,26 +397,16 @@ impl History<'_> {
                 let node = if self.world.dice.happens(500) { self.some_node() } else { None };
                 self.some_vm().map(|vm| Action::Pin { vm, node })
             }
-            Doing::Guest => return self.guest_acts(),
-        };
-        if let Some(action) = action {
-            user::act(&mut self.world, action);
+            Doing::Guest => None,
         }
     }
 
-    fn guest_acts(&mut self) {
-        let all: Vec<_> = self.world.machines.executing().into_iter().map(|(run_dir, _)| run_dir).collect();
-        let Some(run_dir) = self.world.dice.pick(&all).cloned() else { return };
+    fn guest_acts(&mut self) -> Option<Deed> {
+        let all = self.world.machines.executing();
+        let run_dir = &self.world.dice.pick(&all)?.0;
         let reboots = self.world.dice.happens(500);
-        let what = if reboots { "reboots" } else { "powers off" };
-        let time = self.world.time();
-        self.world.trace.tell(time, "guest", &format!("pod {} {what}", start::pod_of(&run_dir)));
-        if reboots {
-            self.world.machines.guest_reboots(&run_dir);
-        } else {
-            self.world.machines.guest_powers_off(&run_dir);
-        }
-        self.world.stir_all();
+        let vm = self.world.vm_of_pod.get(start::pod_of(run_dir))?.split_once('/')?.1.to_owned();
+        Some(Deed::Guest { vm, reboots })
     }
 
     fn outcome(self, settled_after: Duration) -> Outcome {
@@ -384,6 +422,8 @@ impl History<'_> {
             story: world.trace.story().to_vec(),
             looked: world.checker.looked.clone(),
             points: world.surroundings.passed(),
+            timeline: self.timeline.map(|t| t.finish(world.trace.step)).unwrap_or_default(),
+            deeds: self.deeds,
             moves: world.checker.moves,
             settled_after,
         }

@@ -1,4 +1,4 @@
-//! Shrinks a history that fails: leaves out actions and faults as long as the same rule is broken.
+//! Shrinks a history that fails: leaves out actions and faults, then steps, as long as the same rule is broken.
 
 use std::collections::BTreeSet;
 
@@ -51,5 +51,24 @@ pub fn shrink(options: &Options, most: u32) -> std::io::Result<Option<Shrunk>> {
         size = size.div_ceil(2);
     }
     best.strokes = u64::try_from(left.len()).unwrap_or(u64::MAX);
+    fewer_steps(&mut best, rule, most)?;
     Ok(Some(best))
+}
+
+/// Ends the storm as early as the rule is still broken.
+fn fewer_steps(best: &mut Shrunk, rule: &str, most: u32) -> std::io::Result<()> {
+    let (mut too_few, mut enough) = (0, best.options.steps);
+    while enough - too_few > 1 + enough / 50 && best.runs < most {
+        let steps = too_few.midpoint(enough);
+        let candidate = Options { steps, ..best.options.clone() };
+        let outcome = run(&candidate)?;
+        best.runs += 1;
+        if outcome.violations.first().is_some_and(|violation| violation.rule == rule) {
+            enough = steps;
+            (best.options, best.outcome) = (candidate, outcome);
+        } else {
+            too_few = steps;
+        }
+    }
+    Ok(())
 }

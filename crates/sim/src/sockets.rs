@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use holdfast_wire::local::{
@@ -18,10 +18,11 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::net::{ChannelId, Kind, Net, Party};
+use crate::net::{ChannelId, Kind, Net, Party, ProcessId};
 
 /// Where pieces arrive; empty once the connection is closed or broken.
-type Inlet = Arc<Mutex<Option<UnboundedSender<Chunk>>>>;
+type Inlet = Arc<Slot>;
+type Slot = Mutex<Option<UnboundedSender<Chunk>>>;
 
 /// Closes an inlet if the message that holds it is lost.
 struct Carried {
@@ -73,7 +74,56 @@ pub fn pair(net: &Net, name: &str, a: &Party, b: &Party) -> (End, End) {
         to: Arc::new(Mutex::new(Some(to))),
         from: Mutex::new(From { chunks, rest: Vec::new() }),
     };
-    (end(a, b, to_b, from_b), end(b, a, to_a, from_a))
+    let (one, other) = (end(a, b, to_b, from_b), end(b, a, to_a, from_a));
+    net.link(Link {
+        ends: (a.process, b.process),
+        name: one.name.clone(),
+        channels: (one.out, other.out),
+        inlets: (Arc::downgrade(&one.to), Arc::downgrade(&other.to)),
+    });
+    (one, other)
+}
+
+/// A connection as the network knows it: enough to break it while both ends live.
+pub struct Link {
+    ends: (ProcessId, ProcessId),
+    /// What the connection is called.
+    pub name: Arc<str>,
+    /// Channels of both directions.
+    pub channels: (ChannelId, ChannelId),
+    inlets: (Weak<Slot>, Weak<Slot>),
+}
+
+impl Link {
+    /// The processes at both ends.
+    #[must_use]
+    pub fn ends(&self) -> (ProcessId, ProcessId) {
+        self.ends
+    }
+
+    /// Whether it joins these processes.
+    #[must_use]
+    pub fn joins(&self, one: ProcessId, other: ProcessId) -> bool {
+        self.ends == (one, other) || self.ends == (other, one)
+    }
+
+    /// Whether something can still be sent on it, in one direction at least.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let open = |slot: &Weak<Slot>| {
+            slot.upgrade().is_some_and(|slot| slot.lock().as_ref().is_some_and(|to| !to.is_closed()))
+        };
+        open(&self.inlets.0) || open(&self.inlets.1)
+    }
+
+    /// Both ends find it closed; what is on its way must be dropped by the caller.
+    pub fn break_it(&self) {
+        for slot in [&self.inlets.0, &self.inlets.1] {
+            if let Some(slot) = slot.upgrade() {
+                slot.lock().take();
+            }
+        }
+    }
 }
 
 impl End {

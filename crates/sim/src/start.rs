@@ -32,6 +32,8 @@ use crate::world::{Node, Role, World};
 
 /// Network of the VMs.
 pub const VM_CIDR: &str = "10.66.10.0/27";
+/// A small one.
+pub const FEW_ADDRESSES: &str = "10.66.10.0/29";
 
 /// A journal that shows the judge what is written.
 struct Watched {
@@ -63,7 +65,7 @@ pub fn plane(world: &mut World) {
     let entropy = Entropy::seeded(world.seed ^ (starts << 32));
     let mut parts = PlaneParts::inline(
         Box::new(journal),
-        holdfast_plane::contents(&[VM_CIDR.to_owned()]),
+        holdfast_plane::contents(&[world.cidr.clone()]),
         Clock::Real,
         entropy,
     );
@@ -83,6 +85,11 @@ pub fn plane(world: &mut World) {
         );
         world.checker.violate("INV-10 no accepted write is lost", what);
     }
+    if let Some(rev) = missing(&world.journal.records()).filter(|rev| *rev <= world.checker.acknowledged) {
+        let what =
+            format!("write {rev} is not in the store; clients were told of {}", world.checker.acknowledged);
+        world.checker.violate("INV-10 no accepted write is lost", what);
+    }
     let id = world.start(Role::Plane, &place, |me, world| {
         let client = world.client(me, Identity::Loops);
         let config = holdfast_kubelith_loops::Config {
@@ -96,6 +103,11 @@ pub fn plane(world: &mut World) {
         }
     });
     world.set_plane(id, app);
+}
+
+/// The first revision that is missing between others.
+fn missing(records: &[Record]) -> Option<u64> {
+    records.windows(2).find(|pair| pair[1].rev > pair[0].rev + 1).map(|pair| pair[0].rev + 1)
 }
 
 /// Starts the controllers.
@@ -234,7 +246,7 @@ pub fn agent(world: &mut World, name: &Place) {
             client: world.client(me, Identity::Agent(&me.place)),
             outside,
             host_routes: None,
-            pools: VM_CIDR.parse().into_iter().collect(),
+            pools: world.cidr.parse().into_iter().collect(),
             dns: Vec::new(),
             accelerator: holdfast_agent::AcceleratorChoice::Tcg,
             metrics: Default::default(),
@@ -372,7 +384,11 @@ fn importer(world: &mut World, place: &Place, pod: &Pod) {
     let uid = pod.uid().unwrap_or_default();
     let args = pod.spec.iter().flat_map(|spec| &spec.containers).flat_map(|c| c.args.iter().flatten());
     let request: Option<Request> = args.last().and_then(|text| serde_json::from_str(text).ok());
-    let result = request.map(|request| result_of(&request, pod)).unwrap_or_default();
+    let fails = world.weather.bad_importers > 0 && world.dice.happens(world.weather.bad_importers);
+    let result = match fails {
+        true => failure(world),
+        false => request.map(|request| result_of(&request, pod)).unwrap_or_default(),
+    };
     let takes = Duration::from_millis(100 + world.dice.draw() % 3000);
     let (place, boot) = (place.clone(), world.nodes.get(place).map(|node| node.boot));
     if let Some(node) = world.nodes.get(&place) {
@@ -381,9 +397,20 @@ fn importer(world: &mut World, place: &Place, pod: &Pod) {
     world.at(world.time() + takes, move |world| {
         let lives = world.nodes.get(&place).is_some_and(|node| node.alive && Some(node.boot) == boot);
         if lives {
-            world.tell_kubelet(&place, &uid, (0, result));
+            world.tell_kubelet(&place, &uid, (i32::from(fails), result));
         }
     });
+}
+
+/// How an importer fails: with its reason, or without a word.
+fn failure(world: &mut World) -> String {
+    let time = world.time();
+    world.trace.tell(time, "fault", "an importer fails");
+    if world.dice.happens(300) {
+        return String::new();
+    }
+    let message = "the simulation lets it fail".to_owned();
+    serde_json::to_string(&Outcome::Failed { message }).unwrap_or_default()
 }
 
 fn result_of(request: &Request, _pod: &Pod) -> String {

@@ -28,6 +28,11 @@ pub struct Surroundings {
     fate: RefCell<Dice>,
     died: RefCell<Option<String>>,
     passed: RefCell<BTreeSet<String>>,
+    /// Fault points at which the next process dies or, with a time, stays.
+    ambushes: RefCell<BTreeMap<String, Option<Duration>>>,
+    /// Whether anybody wants to hear of passed points, and those since the last look.
+    hearing: Cell<bool>,
+    heard: RefCell<Vec<(ProcessId, String)>>,
     mutants: BTreeSet<String>,
 }
 
@@ -45,6 +50,9 @@ impl Surroundings {
             fate: RefCell::new(Dice::new(seed, "fault points")),
             died: RefCell::default(),
             passed: RefCell::default(),
+            ambushes: RefCell::default(),
+            hearing: Cell::new(false),
+            heard: RefCell::default(),
             mutants,
         }
     }
@@ -81,6 +89,36 @@ impl Surroundings {
         self.lethal.set(of_thousand);
     }
 
+    /// Lets the next process that passes a fault point die there, or stay for a while.
+    pub fn ambush(&self, point: &str, stays: Option<Duration>) {
+        self.ambushes.borrow_mut().insert(point.to_owned(), stays);
+    }
+
+    /// Nobody is waited for any more.
+    pub fn no_ambushes(&self) {
+        self.ambushes.borrow_mut().clear();
+    }
+
+    /// Whether passed fault points are remembered for [`Surroundings::take_heard`].
+    pub fn hear(&self, on: bool) {
+        self.hearing.set(on);
+        if !on {
+            self.heard.borrow_mut().clear();
+        }
+    }
+
+    /// Who passed which fault point since the last look.
+    #[must_use]
+    pub fn take_heard(&self) -> Vec<(ProcessId, String)> {
+        std::mem::take(&mut *self.heard.borrow_mut())
+    }
+
+    /// Of a thousand passed fault points so many kill.
+    #[must_use]
+    pub fn lethal(&self) -> u64 {
+        self.lethal.get()
+    }
+
     /// Fault points that were passed at least once.
     #[must_use]
     pub fn passed(&self) -> BTreeSet<String> {
@@ -114,11 +152,28 @@ impl Ambient for Surroundings {
         if !self.passed.borrow().contains(point) {
             self.passed.borrow_mut().insert(point.to_owned());
         }
-        let dies = self.died.borrow().is_none() && self.fate.borrow_mut().happens(self.lethal.get());
+        if self.hearing.get()
+            && let Some((process, _)) = &*self.current.borrow()
+        {
+            self.heard.borrow_mut().push((*process, point.to_owned()));
+        }
+        let ambushed = matches!(self.ambushes.borrow().get(point), Some(None));
+        if ambushed {
+            self.ambushes.borrow_mut().remove(point);
+        }
+        let dies =
+            self.died.borrow().is_none() && (self.fate.borrow_mut().happens(self.lethal.get()) || ambushed);
         if dies {
             *self.died.borrow_mut() = Some(point.to_owned());
         }
         dies
+    }
+
+    fn waits_at(&self, point: &str) -> Option<Duration> {
+        let mut ambushes = self.ambushes.borrow_mut();
+        let stays = ambushes.get(point).copied().flatten()?;
+        ambushes.remove(point);
+        Some(stays)
     }
 
     fn mutant(&self, name: &str) -> bool {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use crate::plots::PLOTS;
 use crate::random::Dice;
 
 /// A kind of thing that users do.
@@ -75,6 +76,12 @@ pub enum Fault {
     BusyGuests,
     /// Wall clocks differ and jump.
     Clocks,
+    /// Connections break while both ends live.
+    Severed,
+    /// Importers fail.
+    Importers,
+    /// Deeds that wait for their moment ([`crate::plots`]).
+    Plots,
 }
 
 const DOINGS: [Doing; 11] = [
@@ -91,8 +98,8 @@ const DOINGS: [Doing; 11] = [
     Doing::Guest,
 ];
 
-/// Every kind of fault.
-pub const FAULTS: [Fault; 19] = [
+/// Every kind of fault but plots, which are drawn apart.
+pub const FAULTS: [Fault; 21] = [
     Fault::PlaneCrash,
     Fault::ControllerCrash,
     Fault::AgentCrash,
@@ -112,6 +119,8 @@ pub const FAULTS: [Fault; 19] = [
     Fault::SlowLink,
     Fault::BusyGuests,
     Fault::Clocks,
+    Fault::Severed,
+    Fault::Importers,
 ];
 
 /// What exists in one history.
@@ -121,12 +130,16 @@ pub struct Swarm {
     pub doings: Vec<Doing>,
     /// What goes wrong.
     pub faults: Vec<Fault>,
+    /// Which plots there are.
+    pub plots: Vec<&'static str>,
     /// Of a thousand steps, how many are something a user does.
     pub doing_rate: u64,
     /// Of ten thousand steps, how many are a fault.
     pub fault_rate: u64,
     /// Disk images have no locks: only the protocol keeps two guests apart.
     pub no_locks: bool,
+    /// The network of the VMs has six addresses only.
+    pub few_addresses: bool,
 }
 
 impl Swarm {
@@ -149,14 +162,37 @@ impl Swarm {
         }
         // One history in eight has no faults at all: what fails there fails everywhere.
         let share = [0, 100, 150, 200, 250, 300, 400, 600][dice.below(8)];
-        let faults = FAULTS.into_iter().filter(|_| dice.happens(share)).collect();
+        let faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.happens(share)).collect();
+        let mut apart = Dice::new(seed, "plots");
+        let some = [0, 0, 100, 200, 400][apart.below(5)];
+        let plots = if share == 0 { 0 } else { some };
         Self {
             doings,
             faults,
+            plots: PLOTS.into_iter().filter(|_| apart.happens(plots)).collect(),
+            few_addresses: apart.happens(250),
             doing_rate: [2, 4, 8, 16][dice.below(4)],
             fault_rate: [10, 20, 40, 80][dice.below(4)],
             no_locks: dice.happens(500),
         }
+    }
+
+    /// The mix of a seed whose only faults are these plots, one after the other: for bugs that need a moment
+    /// rather than a mix.
+    #[must_use]
+    pub fn of_plots(seed: u64, plots: &[&'static str]) -> Self {
+        let plots = plots.to_vec();
+        let drawn = Self::draw(seed);
+        let (doings, faults) = (vec![Doing::Evict], Vec::new());
+        Self { doings, faults, plots, doing_rate: 1, fault_rate: 40, ..drawn }
+    }
+
+    /// A kind of fault, if there is any.
+    #[must_use]
+    pub fn pick_fault(&self, dice: &mut Dice) -> Option<Fault> {
+        // Plots are what meets the narrow windows.
+        let plots = !self.plots.is_empty() && (self.faults.is_empty() || dice.happens(400));
+        if plots { Some(Fault::Plots) } else { dice.pick(&self.faults).copied() }
     }
 
     /// Whether a kind of fault exists.
@@ -171,9 +207,15 @@ impl fmt::Display for Swarm {
         for fault in &self.faults {
             write!(f, "{fault:?} ")?;
         }
+        for plot in &self.plots {
+            write!(f, "{plot} ")?;
+        }
         f.write_str("|")?;
         for doing in &self.doings {
             write!(f, " {doing:?}")?;
+        }
+        if self.few_addresses {
+            f.write_str(" | few addresses")?;
         }
         if self.no_locks { f.write_str(" | no disk locks") } else { Ok(()) }
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::net::Place;
 use crate::start;
 use crate::world::World;
 
@@ -14,7 +15,12 @@ impl World {
         for record in written {
             self.trace.mix(&record.json);
             self.checker.note_write(&record, time);
+            if record.storage.starts_with("nodemaintenances") {
+                let guests = self.nodes_with_guests();
+                self.checker.check_maintenance(&record, &guests);
+            }
         }
+        self.judge_promises();
         let version = self.machines.version();
         if version == self.machines_seen {
             return;
@@ -33,6 +39,14 @@ impl World {
         }
         self.judge_links();
         self.machines_seen = self.machines.version();
+    }
+
+    fn nodes_with_guests(&self) -> BTreeSet<Place> {
+        let executing = self.machines.executing();
+        let on = |node: &&crate::world::Node| {
+            executing.iter().any(|(run_dir, _)| run_dir.starts_with(&node.pods_dir))
+        };
+        self.nodes.values().filter(on).map(|node| node.name.clone()).collect()
     }
 
     /// Whose guest executes where, told whenever it changes.

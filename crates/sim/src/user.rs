@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, ResourceExt as _};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::net::{Kind, Place, USERS};
@@ -18,16 +19,17 @@ use crate::world::{Role, World};
 pub const NAMESPACE: &str = "default";
 
 /// Something a user does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Action {
     /// A disk and a VM.
     Create {
         /// Name.
         vm: String,
         /// Run policy.
-        policy: &'static str,
+        policy: String,
         /// Policy of live migration.
-        migration: &'static str,
+        migration: String,
     },
     /// Deletes a VM.
     Delete {
@@ -39,8 +41,9 @@ pub enum Action {
         /// Name of the VM.
         vm: String,
         /// `Start`, `Stop`, `Restart`, `Evict`.
-        kind: &'static str,
+        kind: String,
         /// `force`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         force: Option<bool>,
         /// Name of the operation.
         name: String,
@@ -87,6 +90,20 @@ pub enum Action {
         /// Name of the VM.
         vm: String,
         /// Node.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
+    },
+    /// `kubectl cordon`.
+    Cordon {
+        /// Node.
+        node: String,
+    },
+    /// `kubectl delete pod --force --grace-period=0`: the API forgets the pod, whatever its node does.
+    ForceDelete {
+        /// Name of the VM whose launcher pods it is about.
+        vm: String,
+        /// On this node only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         node: Option<String>,
     },
 }
@@ -105,6 +122,11 @@ impl std::fmt::Display for Action {
             Self::EndMaintenance { node } => write!(f, "ends the maintenance of {node}"),
             Self::Cores { vm, cores } => write!(f, "gives {vm} {cores} cores"),
             Self::Pin { vm, node } => write!(f, "pins {vm} to {node:?}"),
+            Self::Cordon { node } => write!(f, "cordons {node}"),
+            Self::ForceDelete { vm, node: None } => write!(f, "removes the pods of {vm} by force"),
+            Self::ForceDelete { vm, node: Some(node) } => {
+                write!(f, "removes the pods of {vm} on {node} by force")
+            }
         }
     }
 }
@@ -115,7 +137,10 @@ pub fn act(world: &mut World, action: Action) {
     let time = world.time();
     world.trace.tell(time, "user", &action.to_string());
     match &action {
-        Action::Delete { vm } | Action::Operate { vm, kind: "Stop" | "Restart", .. } => {
+        Action::Delete { vm } | Action::ForceDelete { vm, .. } => {
+            world.checker.may_end.insert(format!("{NAMESPACE}/{vm}"));
+        }
+        Action::Operate { vm, kind, .. } if matches!(kind.as_str(), "Stop" | "Restart") => {
             world.checker.may_end.insert(format!("{NAMESPACE}/{vm}"));
         }
         // The end of a maintenance opens the node as well; a drain that went on would chase VMs back and forth.
@@ -124,6 +149,7 @@ pub fn act(world: &mut World, action: Action) {
         }
         _ => {}
     }
+    world.checker.forced |= matches!(action, Action::ForceDelete { .. });
     let drain = match &action {
         Action::Drain { node } => Some(node.clone()),
         Action::CallOff { .. } => return,
@@ -202,6 +228,8 @@ async fn once(client: &Client, action: &Action) -> kube::Result<()> {
         Action::Drain { node } => drain(client, node).await,
         Action::CallOff { .. } => Ok(()),
         Action::Uncordon { node } => cordon(client, node, false).await,
+        Action::Cordon { node } => cordon(client, node, true).await,
+        Action::ForceDelete { vm, node } => force_delete(client, vm, node.as_deref()).await,
         Action::Maintain { node } => {
             let spec = NodeMaintenanceSpec { node_name: node.clone(), reason: None };
             let object = NodeMaintenance::new(node, spec);
@@ -252,6 +280,22 @@ async fn cancel(client: &Client, vm: &str) -> kube::Result<()> {
             matches!(operation.data["status"]["phase"].as_str(), Some("Completed" | "Failed" | "Superseded"));
         if of_vm && !over {
             operations.delete(&operation.name_any(), &DeleteParams::default()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn force_delete(client: &Client, vm: &str, node: Option<&str>) -> kube::Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let label = holdfast_api::names::label::VM_NAME;
+    for pod in pods.list(&ListParams::default().labels(&format!("{label}={vm}"))).await? {
+        let there = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        if node.is_none() || node == there {
+            let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+            let done = pods.delete(&pod.name_any(), &params).await;
+            if !matches!(&done, Err(kube::Error::Api(status)) if status.code == 404) {
+                done?;
+            }
         }
     }
     Ok(())

@@ -26,6 +26,7 @@ use crate::home::Home;
 use crate::kubelet::Host;
 use crate::net::{Kind, Message, Net, PLANE, Party, Place, ProcessId, USERS};
 use crate::peers::{AgentHost, Wires};
+use crate::plot::Playing;
 use crate::process::Process;
 use crate::random::Dice;
 use crate::sockets::Fabric;
@@ -164,6 +165,10 @@ pub struct World {
     pub(crate) guests: BTreeSet<PathBuf>,
     /// Version of the machines at the last look.
     pub(crate) machines_seen: u64,
+    /// Network of the VMs.
+    pub cidr: String,
+    /// Deeds that wait for their moment.
+    pub plots: Vec<Playing>,
     /// Files of this history.
     pub home: Home,
     /// Processes to be run before the step ends.
@@ -203,6 +208,8 @@ impl World {
             vm_of_pod: BTreeMap::new(),
             guests: BTreeSet::new(),
             machines_seen: 0,
+            cidr: start::VM_CIDR.to_owned(),
+            plots: Vec::new(),
             home,
             dirty: BTreeSet::new(),
         })
@@ -464,6 +471,12 @@ impl World {
     #[must_use]
     pub fn unanswered(&self) -> usize {
         self.journal.len().saturating_sub(self.told)
+    }
+
+    /// Revision of the newest write, as the API server has it.
+    #[must_use]
+    pub fn journal_rev(&self) -> u64 {
+        self.plane.as_ref().map_or(self.checker.acknowledged, |plane| plane.app.core.rev())
     }
 
     /// How often something was started before, from 1.

@@ -97,6 +97,13 @@ pub fn plan(o: &Observed<'_>) -> Step {
     let claim = instance.status.as_ref().and_then(|s| s.claim.as_ref());
     match claim {
         Some(claim) if claim.epoch == o.id.epoch && claim.pod_uid == o.id.pod_uid => holder(o, instance),
+        Some(_)
+            if holdfast_env::mutant!("epoch-unchecked")
+                && o.state.migration.is_none()
+                && named(o, instance).is_none() =>
+        {
+            holder(o, instance)
+        }
         _ => other(o, instance),
     }
 }

@@ -42,6 +42,9 @@ struct World {
     /// Socket that a source is told to connect to, and the one on which its target listens.
     relays: BTreeMap<String, String>,
     violations: Vec<String>,
+    /// Number of the last run on each disk: whoever begins to execute begins a run.
+    runs: BTreeMap<PathBuf, u64>,
+    last_run: u64,
     /// Machines whose process has ended while their guest executed, since the last look.
     ended: Vec<PathBuf>,
     /// Bytes a second that a move gets at most; none: everything at once.
@@ -69,10 +72,11 @@ struct Model {
     hangs: bool,
     /// Its node stands still.
     frozen: bool,
-    /// The machine this one's memory came from.
-    origin: Option<u32>,
-    /// Another machine has run on with this one's memory: it must never run again.
-    stale: bool,
+    /// The last run on its disks that its memory knows of: when another has run since, it must never run again.
+    /// None: it has not run, and knows of nothing.
+    knows: Option<u64>,
+    /// It went on by itself after a failed move, and nobody has looked at it since.
+    went_on: bool,
     /// Memory the guest dirties by itself, bytes a second.
     dirty_bytes_s: u64,
     journey: Journey,
@@ -142,7 +146,9 @@ impl Fake {
 
     /// What must never happen and did: two copies at once, or a copy that others had overtaken.
     pub fn violations(&self) -> Vec<String> {
-        self.look().violations.clone()
+        let mut world = self.lock();
+        world.note_resumed();
+        world.violations.clone()
     }
 
     /// Run state of the machine in this run directory, if its process lives.
@@ -192,10 +198,11 @@ impl Fake {
 
     /// Run directories of the machines that are sending their memory away.
     pub fn leaving(&self) -> Vec<PathBuf> {
-        use MigrationStatus::{Active, Device, PreSwitchover, Setup};
+        use MigrationStatus::{Active, Device, PreSwitchover};
         let world = self.look();
+        // One that has not found its target yet sends nothing.
         let leaves = |m: &&Model| {
-            m.state != RunState::Incoming && matches!(m.migration, Setup | Active | PreSwitchover | Device)
+            m.state != RunState::Incoming && matches!(m.migration, Active | PreSwitchover | Device)
         };
         world.machines.values().filter(leaves).map(|m| m.run_dir.clone()).collect()
     }
@@ -285,19 +292,30 @@ impl World {
 
     /// A target has loaded everything and waits for `cont`.
     fn loaded(&mut self, from: u32, pid: u32) {
+        let knows = self.machines.get(&from).and_then(|source| source.knows);
         let Some(target) = self.machines.get_mut(&pid) else { return };
         target.peer = None;
-        target.origin = Some(from);
+        target.knows = knows;
         target.state = RunState::Paused;
         target.status(MigrationStatus::Completed);
+    }
+
+    /// Sources that went on by themselves after a failed move.
+    fn note_resumed(&mut self) {
+        let went_on = |m: &mut Model| std::mem::take(&mut m.went_on) && m.state == RunState::Running;
+        let resumed: Vec<u32> =
+            self.machines.iter_mut().filter_map(|(pid, m)| went_on(m).then_some(*pid)).collect();
+        resumed.into_iter().for_each(|pid| self.note_running(pid));
     }
 
     /// Called whenever a machine begins to execute.
     fn note_running(&mut self, pid: u32) {
         let Some(me) = self.machines.get(&pid) else { return };
-        let (origin, stale, disks) = (me.origin, me.stale, me.disks.clone());
-        if stale {
-            self.violations.push(format!("machine {pid} ran although another had run on with its memory"));
+        let (knows, disks) = (me.knows, me.disks.clone());
+        let newest = disks.iter().filter_map(|disk| self.runs.get(disk)).max();
+        if knows.is_some_and(|knows| newest.is_some_and(|newest| *newest > knows)) {
+            let what = format!("machine {pid} ran although another had run on its disks since it knew them");
+            self.violations.push(what);
         }
         let shares = |m: &Model| {
             m.state == RunState::Running && !m.frozen && m.disks.iter().any(|d| disks.contains(d))
@@ -307,8 +325,12 @@ impl World {
         for other in others {
             self.violations.push(format!("machines {pid} and {other} ran at once"));
         }
-        if let Some(source) = origin.and_then(|origin| self.machines.get_mut(&origin)) {
-            source.stale = true;
+        self.last_run += 1;
+        for disk in disks {
+            self.runs.insert(disk, self.last_run);
+        }
+        if let Some(me) = self.machines.get_mut(&pid) {
+            me.knows = Some(self.last_run);
         }
     }
 }
@@ -357,8 +379,8 @@ impl Hypervisor for Fake {
             ignores_button: false,
             hangs: false,
             frozen: false,
-            origin: None,
-            stale: false,
+            knows: None,
+            went_on: false,
             dirty_bytes_s: 0,
             journey: Journey::default(),
             events: events_tx,
@@ -412,6 +434,7 @@ fn back_to_source(source: &mut Model, status: MigrationStatus) {
     source.status(status);
     if source.state == RunState::Switching {
         source.enter(RunState::Running, Event::Resumed);
+        source.went_on = true;
     }
 }
 

@@ -186,13 +186,26 @@ pub(super) async fn arrive(world: Fake, pid: u32) {
                 }
                 Some(target) if !target.hangs && !hangs => {
                     world.loaded(pid, peer);
-                    world.sent(pid);
-                    return;
+                    break;
                 }
                 Some(_) => {}
             }
         }
         tokio::time::sleep(SLICE).await;
+    }
+    // The target's word that it has everything travels back; if it is lost, the source goes on by itself.
+    tokio::time::sleep(stage / 4).await;
+    let mut world = world.lock();
+    let target_lives = |world: &World| {
+        let peer = world.machines.get(&pid).and_then(|source| source.peer);
+        peer.is_some_and(|peer| world.machines.contains_key(&peer))
+    };
+    let lives = target_lives(&world);
+    let Some(source) = world.machines.get_mut(&pid) else { return };
+    match (source.migration == MigrationStatus::Device, lives) {
+        (true, true) => world.sent(pid),
+        (true, false) => stream_broke(source),
+        (false, _) => {}
     }
 }
 

@@ -77,6 +77,9 @@ pub(crate) fn untolerated<'a>(pod: &Pod, info: &'a NodeInfo) -> Option<&'a Taint
     taints
         .iter()
         .filter(|taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute")
+        .filter(|taint| {
+            !(holdfast_env::mutant!("cordon-ignored") && taint.key == "node.kubernetes.io/unschedulable")
+        })
         .find(|taint| !pods::tolerates(pods::tolerations(pod), taint))
 }
 

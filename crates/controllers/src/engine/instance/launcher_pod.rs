@@ -7,6 +7,7 @@ use holdfast_api::names::{finalizer, label, launcher_pod, object};
 use holdfast_domain::{identity, launcher};
 use holdfast_env::derived_name;
 use holdfast_reconcile::owner_reference;
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{
     Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaim,
     PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, Pod, PodReadinessGate, PodSecurityContext,
@@ -126,6 +127,24 @@ pub fn nvram_claim(instance: &Instance) -> Option<PersistentVolumeClaim> {
         }),
         status: None,
     })
+}
+
+/// Whether its processes had ended before somebody asked for its deletion.
+#[must_use]
+pub fn ended_before_deletion(pod: &Pod) -> bool {
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+    let Some(asked) = pod
+        .metadata
+        .deletion_timestamp
+        .as_ref()
+        .and_then(|at| at.0.checked_sub(SignedDuration::from_secs(grace)).ok())
+    else {
+        return false;
+    };
+    let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let mut ends = containers
+        .filter_map(|container| container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
+    ends.any(|end| end.0 <= asked)
 }
 
 /// Whether a pod was made for the placement that its VM wants now. By a record of its own: admission of a cluster
@@ -343,4 +362,34 @@ fn difference(
         patch.insert(key.clone(), serde_json::Value::Null);
     }
     patch
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    #[test]
+    fn what_crashed_before_its_pod_was_evicted_has_crashed() {
+        let at = |second: i64| Time(holdfast_env::Timestamp::from_second(second).unwrap());
+        let pod = |ended: Option<i64>, deleted: i64| {
+            let terminated = ended.map(|second| ContainerStateTerminated {
+                finished_at: Some(at(second)),
+                ..ContainerStateTerminated::default()
+            });
+            let state = Some(ContainerState { terminated, ..ContainerState::default() });
+            let status = ContainerStatus { state, ..ContainerStatus::default() };
+            let mut pod = Pod::default();
+            pod.metadata.deletion_timestamp = Some(at(deleted));
+            pod.metadata.deletion_grace_period_seconds = Some(30);
+            pod.status = Some(PodStatus { container_statuses: Some(vec![status]), ..PodStatus::default() });
+            pod
+        };
+        let first = ended_before_deletion;
+        assert!(first(&pod(Some(100), 130)), "evicted in the second in which it had crashed");
+        assert!(!first(&pod(Some(101), 130)), "killed after its grace period, or by its guest meanwhile");
+        assert!(!first(&pod(None, 130)), "it still runs");
+    }
 }

@@ -287,7 +287,11 @@ impl Step {
             && report.cgroup_empty
         {
             let power = if shall_stop(&o.instance) { Power::Off } else { Power::On };
-            let cause = exit::cause(report.cause.unwrap_or(ExitCause::Crash), power, pod_deleted);
+            let reported = report.cause.unwrap_or(ExitCause::Crash);
+            // What had crashed before somebody evicted its final pod was not ended by the eviction.
+            let crashed_first = reported == ExitCause::Crash
+                && pod.is_some_and(|pod| launcher_pod::ended_before_deletion(pod));
+            let cause = exit::cause(reported, power, pod_deleted && !crashed_first);
             let by = Some(format!("agent/{}", claim.node));
             return self.end(o, cause, &report.detail, Proof { by, ..proof(ProofKind::AgentReport) });
         }
