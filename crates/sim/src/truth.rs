@@ -37,6 +37,13 @@ impl World {
                 self.checker.violate("INV-6 no guest is stopped unasked", what);
             }
         }
+        for run_dir in self.machines.take_pressed() {
+            let vm = self.vm_of_pod.get(start::pod_of(&run_dir)).cloned().unwrap_or_default();
+            if !self.checker.may_end.contains(&vm) {
+                let what = format!("the guest of {vm} was told to power off, though nobody asked for it");
+                self.checker.violate("INV-6 no guest is stopped unasked", what);
+            }
+        }
         self.judge_links();
         self.machines_seen = self.machines.version();
     }

@@ -98,7 +98,8 @@ pub enum Action {
         /// Node.
         node: String,
     },
-    /// `kubectl delete pod --force --grace-period=0`: the API forgets the pod, whatever its node does.
+    /// `kubectl delete pod --force --grace-period=0`, and its finalizers are taken away: the API forgets the pod,
+    /// whatever its node does.
     ForceDelete {
         /// Name of the VM whose launcher pods it is about.
         vm: String,
@@ -285,6 +286,14 @@ async fn cancel(client: &Client, vm: &str) -> kube::Result<()> {
     Ok(())
 }
 
+/// Fine if it is gone.
+fn gone_or(result: kube::Result<()>) -> kube::Result<()> {
+    match result {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other,
+    }
+}
+
 async fn force_delete(client: &Client, vm: &str, node: Option<&str>) -> kube::Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let label = holdfast_api::names::label::VM_NAME;
@@ -292,10 +301,10 @@ async fn force_delete(client: &Client, vm: &str, node: Option<&str>) -> kube::Re
         let there = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
         if node.is_none() || node == there {
             let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-            let done = pods.delete(&pod.name_any(), &params).await;
-            if !matches!(&done, Err(kube::Error::Api(status)) if status.code == 404) {
-                done?;
-            }
+            gone_or(pods.delete(&pod.name_any(), &params).await.map(drop))?;
+            // What protects it goes as well: the API forgets it now.
+            let bare = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+            gone_or(pods.patch(&pod.name_any(), &PatchParams::default(), &bare).await.map(drop))?;
         }
     }
     Ok(())

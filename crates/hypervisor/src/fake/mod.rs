@@ -47,6 +47,8 @@ struct World {
     last_run: u64,
     /// Machines whose process has ended while their guest executed, since the last look.
     ended: Vec<PathBuf>,
+    /// Machines whose power button was pressed while their guest executed, since the last look.
+    pressed: Vec<PathBuf>,
     /// Bytes a second that a move gets at most; none: everything at once.
     link: Option<u64>,
     /// Length of the device stage of a move over a link.
@@ -194,6 +196,12 @@ impl Fake {
     /// Run directories of machines whose process has ended while their guest executed, since the last call.
     pub fn take_ended(&self) -> Vec<PathBuf> {
         std::mem::take(&mut self.lock().ended)
+    }
+
+    /// Run directories of the machines whose power button was pressed while their guest executed, since the last
+    /// call.
+    pub fn take_pressed(&self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.lock().pressed)
     }
 
     /// Run directories of the machines that are sending their memory away.
@@ -492,11 +500,16 @@ impl Machine for FakeMachine {
     }
 
     async fn press_power_button(&self) -> Result<(), QmpError> {
-        self.model("system_powerdown", |m| {
-            if m.state == RunState::Running && !m.ignores_button {
-                m.tell(Event::Shutdown { guest: true, reason: "guest-shutdown".into() });
-                m.enter(RunState::Shutdown, Event::Stopped);
+        self.act("system_powerdown", |world, pid| {
+            let m = world.machines.get_mut(&pid).expect("invariant: looked up above");
+            if m.state == RunState::Running {
+                world.pressed.push(m.run_dir.clone());
+                if !m.ignores_button {
+                    m.tell(Event::Shutdown { guest: true, reason: "guest-shutdown".into() });
+                    m.enter(RunState::Shutdown, Event::Stopped);
+                }
             }
+            Ok(())
         })
     }
 
