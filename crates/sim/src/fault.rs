@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 use crate::deed::{Deed, called};
-use crate::net::{Kind, PLANE, Place, ProcessId};
+use crate::net::{Kind, PLANE, Place, ProcessId, USERS};
 use crate::swarm::{Fault, Swarm};
 use crate::world::{Role, World};
 use crate::{plot, start};
@@ -169,4 +169,15 @@ pub fn heal(world: &mut World) {
 pub fn is_lost(world: &mut World, kind: Kind) -> bool {
     let at_risk = matches!(kind, Kind::Request | Kind::Reply | Kind::Watch);
     at_risk && world.weather.lost > 0 && world.dice.happens(world.weather.lost)
+}
+
+impl World {
+    /// Places that are machines.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        let mut places: Vec<Place> = self.nodes.keys().cloned().collect();
+        places.push(PLANE.into());
+        places.push(USERS.into());
+        places
+    }
 }

@@ -24,7 +24,7 @@ use crate::check::Checker;
 use crate::fault::Weather;
 use crate::home::Home;
 use crate::kubelet::Host;
-use crate::net::{Kind, Message, Net, PLANE, Party, Place, ProcessId, USERS};
+use crate::net::{Kind, Message, Net, PLANE, Party, Place, ProcessId};
 use crate::peers::{AgentHost, Wires};
 use crate::plot::Playing;
 use crate::process::Process;
@@ -492,14 +492,5 @@ impl World {
         let _ = lost;
         // Whoever waited for an answer hears of it now.
         self.dirty.extend(self.processes.keys());
-    }
-
-    /// Places that are machines.
-    #[must_use]
-    pub fn places(&self) -> Vec<Place> {
-        let mut places: Vec<Place> = self.nodes.keys().cloned().collect();
-        places.push(PLANE.into());
-        places.push(USERS.into());
-        places
     }
 }
