@@ -65,7 +65,7 @@ pub fn plane(world: &mut World) {
     let entropy = Entropy::seeded(world.seed ^ (starts << 32));
     let mut parts = PlaneParts::inline(
         Box::new(journal),
-        holdfast_plane::contents(&[world.cidr.clone()]),
+        holdfast_plane::contents(std::slice::from_ref(&world.cidr)),
         Clock::Real,
         entropy,
     );

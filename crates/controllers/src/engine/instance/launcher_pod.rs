@@ -129,6 +129,17 @@ pub fn nvram_claim(instance: &Instance) -> Option<PersistentVolumeClaim> {
     })
 }
 
+/// Why it ended, in a sentence.
+#[must_use]
+pub fn failure(pod: &Pod) -> String {
+    let status = pod.status.as_ref();
+    let text = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
+    format!(
+        "The launcher pod ended before it was claimed: {}",
+        text.unwrap_or_else(|| "no reason given".to_owned())
+    )
+}
+
 /// Whether its processes had ended before somebody asked for its deletion.
 #[must_use]
 pub fn ended_before_deletion(pod: &Pod) -> bool {

@@ -237,7 +237,7 @@ impl Step {
             return self.become_state(InstanceState::Placing, reason, o.refused.clone().unwrap_or_default());
         };
         if is_final(pod) {
-            let text = pod_failure(pod);
+            let text = launcher_pod::failure(pod);
             return self.end(o, ExitCause::StartFailed, &text, never());
         }
         let Some(node) = node_of(pod) else {
@@ -488,15 +488,6 @@ pub fn container_waiting(pod: &Pod) -> Option<(&str, &str)> {
         return None;
     }
     Some((reason, waiting.message.as_deref().unwrap_or_default()))
-}
-
-fn pod_failure(pod: &Pod) -> String {
-    let status = pod.status.as_ref();
-    let text = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
-    format!(
-        "The launcher pod ended before it was claimed: {}",
-        text.unwrap_or_else(|| "no reason given".to_owned())
-    )
 }
 
 #[cfg(test)]
