@@ -403,7 +403,7 @@ pub enum Effect {
         grace_s: Option<u32>,
     },
     /// Ask for the eviction of this very pod (its uid guards). A refusal fails no pass: it is kept
-    /// in [`crate::Evictions`] for the next one.
+    /// in [`crate::Answers`] for the next one.
     Evict(Ref),
     /// Report an event. A lost event never fails a pass.
     Event(Note),
