@@ -25,7 +25,7 @@ async fn used(http: &Http, name: &str) -> Result<Value> {
     Ok(quota["status"]["used"].clone())
 }
 
-// KS-A73 KS-A09
+// KS-A73
 #[tokio::test]
 async fn a_namespace_uses_no_more_than_its_quota_allows() -> Result<()> {
     let server = server().await?;
@@ -97,7 +97,7 @@ async fn used_never_exceeds_hard() -> Result<()> {
     ensure!(codes.iter().filter(|code| **code == 201).count() == 7, "{codes:?}");
     ensure!(codes.iter().all(|code| matches!(code, 201 | 403)), "{codes:?}");
     ensure!(used(&http, "q").await? == json!({"secrets": "7", "limits.cpu": "0"}));
-    // KS-A39
+    // KS A39, its part about quotas.
     let tried = http.post(&format!("{secrets}?dryRun=All"), &json!({"metadata": {"name": "dry"}})).await?;
     tried.expect(403)?;
     kubectl(&server, &["patch", "quota", "q", "--type=merge", "-p", r#"{"spec":{"hard":{"secrets":8}}}"#])
