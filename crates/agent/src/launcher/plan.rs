@@ -1,6 +1,8 @@
 //! What to ask of a launcher next. Pure: everything comes in as values (INV-9).
 
-use holdfast_api::engine::{Instance, InstanceState, Migration, MigrationState, Power, StopMode};
+use holdfast_api::engine::{
+    ABORT_SOURCE_LOST, Instance, InstanceState, Migration, MigrationState, Power, StopMode,
+};
 use holdfast_wire::Id;
 use holdfast_wire::launcher::{MoveStage, State, StopWhy, VmState};
 
@@ -229,7 +231,7 @@ fn other(o: &Observed<'_>, instance: &Instance) -> Step {
     if o.state.migration.as_ref().is_some_and(|m| m.stage == MoveStage::Resumed) {
         return Step::Wait("the guest runs here; the flip is being written");
     }
-    if is_called_off(migration) {
+    if is_called_off(migration) && !is_the_sources_to_say(migration) {
         return give_up(o, &uid);
     }
     match o.state.vm {
@@ -240,6 +242,18 @@ fn other(o: &Observed<'_>, instance: &Instance) -> Step {
         VmState::Incoming if o.asked.migrate_in.as_ref() != Some(&uid) => Step::MigrateIn(uid),
         _ => Step::Wait("the target takes memory"),
     }
+}
+
+/// Memory is on its way, and the source has not said yet that the guest stays: it may have given up its
+/// right already, and then the guest goes on here or stands still for nothing.
+fn is_the_sources_to_say(migration: &Migration) -> bool {
+    let Some(status) = &migration.status else { return false };
+    let is_over = status.state.is_some_and(MigrationState::is_final);
+    let is_lost = status.abort.as_ref().is_some_and(|abort| abort.reason == ABORT_SOURCE_LOST);
+    let source = status.source.as_ref();
+    !is_over
+        && !is_lost
+        && source.is_some_and(|source| source.started_at.is_some() && source.aborted_at.is_none())
 }
 
 fn give_up(o: &Observed<'_>, uid: &str) -> Step {

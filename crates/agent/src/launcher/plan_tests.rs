@@ -233,6 +233,23 @@ fn target_table() {
     check("never Run a target", &target(VmState::Prepared), &Step::Wait("takes memory"));
     check("called off, nothing started", &target(VmState::Empty).aborted(), &Step::Kill(StopWhy::MoveOver));
     check("called off, taking memory", &target(VmState::Incoming).aborted(), &over);
+    // The copy has begun: the source may have given up its right before it hears of the call-off.
+    let copying = |edit: fn(&mut MigrationStatus)| {
+        target(VmState::Incoming).aborted().asked(|a| a.migrate_in = Some(m())).edit(|w| {
+            let status = w.migration.as_mut().unwrap().status.as_mut().unwrap();
+            let source = status.source.get_or_insert_default();
+            source.started_at = Some(holdfast_api::Time(holdfast_env::Timestamp::UNIX_EPOCH));
+            edit(status);
+        })
+    };
+    check("called off, not settled at the source", &copying(|_| ()), &Step::Wait("takes memory"));
+    let settled = |s: &mut MigrationStatus| {
+        s.source.as_mut().unwrap().aborted_at = Some(holdfast_api::Time(holdfast_env::Timestamp::UNIX_EPOCH));
+    };
+    check("called off, the guest stays there", &copying(settled), &over);
+    check("called off and over", &copying(|s| s.state = Some(MigrationState::Failed)), &over);
+    let lost = |s: &mut MigrationStatus| s.abort.as_mut().unwrap().reason = ABORT_SOURCE_LOST.into();
+    check("the source is lost", &copying(lost), &over);
     check(
         "resumed, flip not written",
         &target(VmState::Running).stage(MoveStage::Resumed).aborted(),

@@ -258,6 +258,9 @@ pub struct Progress {
     pub not_converging: bool,
 }
 
+/// Reason of an [`Abort`]: the source's node is back under another boot id.
+pub const ABORT_SOURCE_LOST: &str = "SourceLost";
+
 /// The move shall be called off.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

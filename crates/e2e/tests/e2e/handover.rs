@@ -77,6 +77,14 @@ impl<'a> Stage<'a> {
     fn ends(&self, vmop: &str, phase: &str) -> Result<()> {
         vmop_phase(self.home, vmop, phase).with_context(|| self.home.explain(&format!("vmop {vmop}")))
     }
+
+    /// Moves to the other node without trouble; the launcher there waits at these points later.
+    fn hop(&mut self, vmop: &str, armed: &str) -> Result<()> {
+        let target = self.target();
+        self.evict(vmop, armed)?;
+        self.ends(vmop, "Completed")?;
+        self.runs_on(target)
+    }
 }
 
 fn signal(pid: i32, name: &str) -> Result<()> {
@@ -132,6 +140,20 @@ fn a_move_is_called_off_at_its_turning_points() -> Result<()> {
     home.wait_gone("vmop suspended", SOON)?;
     v.runs_on(&source)?;
     ensure!(qemu_on(&home, &source)? == qemu);
+
+    // MM-O20: too late, the right is given up; the deletion waits for the end.
+    v.hop("hop-1", "gave_up=pause")?;
+    let point = Point::of(qemu_on(&home, target)?, "gave_up")?;
+    v.evict("too-late", "")?;
+    point.reached(SOON)?;
+    home.k(&["delete", "vmop", "too-late", "--wait=false"])?;
+    stays("the deletion waits", s(3), || {
+        ensure!(home.get("vmop too-late").is_some(), "the operation is gone");
+        Ok(())
+    })?;
+    point.pass()?;
+    home.wait_gone("vmop too-late", SOON)?;
+    v.runs_on(&source)?;
 
     // MM-F28: the new QEMU dies a second after the target has taken over.
     let (boot, old) = (v.guest.boot_id()?, qemu_on(&home, &source)?);

@@ -176,8 +176,21 @@ fn moves_over_links_that_fall_silent() -> Result<()> {
     v.stayed("power-off", "", &before)
 }
 
+/// Turns that the guest's writer makes in the best second of a few.
+fn pace(guest: &Guest) -> Result<i64> {
+    let read = || -> Result<i64> { Ok(guest.run("cat /dev/shm/turns")?.parse()?) };
+    let mut best = 0;
+    for _ in 0..4 {
+        let (from, began) = (read()?, Instant::now());
+        std::thread::sleep(s(2));
+        let turns = read()? - from;
+        best = best.max(turns * 1000 / i64::try_from(began.elapsed().as_millis())?);
+    }
+    Ok(best)
+}
+
 #[test]
-fn a_link_too_slow_for_the_time_a_move_has() -> Result<()> {
+fn a_guest_that_writes_faster_than_the_link() -> Result<()> {
     let home = Home::up(2)?;
     let mut v = Stage::set(&home)?;
     let (before, target) = (v.before()?, v.target());
@@ -196,15 +209,65 @@ fn a_link_too_slow_for_the_time_a_move_has() -> Result<()> {
     ensure!((18..=22).contains(&took), "{took} s: {status}");
     drop(cap);
 
+    // Twenty-four megabytes, none of them zero, over and over, as fast as it can: three seconds of the link.
+    v.guest.run(
+        "cat > write <<'EOF'\n\
+         n=0; while :; do dd if=/dev/shm/ballast of=/dev/shm/w bs=64k count=384 conv=notrunc 2>/dev/null; \
+         n=$((n+1)); echo $n > /dev/shm/turns; done\n\
+         EOF\n\
+         (setsid sh write > /dev/null 2>&1 < /dev/null &)",
+    )?;
+    wait_for("the guest writes", SOON, || v.guest.run("cat /dev/shm/turns").map_err(|e| format!("{e:#}")))?;
+    let usual = pace(&v.guest)?;
+    let mut monitor = Monitor::connect(v.qemu()?)?;
+
     // MM-L4
     let _cap = Cap::set(&home, target, SLOW)?;
     set(&home, &json!({ "liveMigration": { "completionTimeoutPerGiB": 75 } }))?;
-    let mut monitor = Monitor::connect(v.qemu()?)?;
     v.begin("spared", "")?;
     let parameters = monitor.ask("query-migrate-parameters")?;
     ensure!(
         parameters["max-bandwidth"] == 625_000_000 && parameters["downtime-limit"] == 100,
         "{parameters}"
     );
-    v.arrived("spared", &before.0)
+
+    // MM-P13
+    wait_reason(&home, "vmop spared", "Completed", "False/NotConverging")?;
+    let message = condition(&home, "vmop spared", "Completed")["message"].to_string();
+    contains(&message, "create one with force: true")?;
+    let during = pace(&v.guest)?;
+    ensure!(during * 2 >= usual, "{usual} turns a second before, {during} during the move");
+    ensure!(monitor.throttle()? == 0 && monitor.told("STOP") == 0, "the guest was slowed down");
+    v.stayed("spared", "NotConverging", &before)?;
+
+    // MM-O18: called off under load; the guest is not stopped for a moment.
+    set(&home, &json!({ "liveMigration": null }))?;
+    v.begin("called-off", "")?;
+    home.k(&["delete", "vmop", "called-off"])?;
+    ensure!(home.get("vmop called-off").is_none());
+    home.wait_field("vm v", "/status/migrationState/result", "Failed", SOON)?;
+    ensure!(monitor.status()? == "running" && monitor.told("STOP") == 0, "the guest was stopped");
+    home.wait_phase("v", "Running", SOON)?;
+    ensure!(v.before()? == before, "it has moved");
+    v.guest.run("pidof sh > /dev/null && test -e /dev/shm/turns")?;
+    ensure!(pace(&v.guest)? > 0, "the load has ended");
+    v.ledger.check()?;
+
+    // MM-P14
+    v.begin("forced", ", force: true")?;
+    let mut throttles: Vec<u64> = Vec::new();
+    while home.field("vmop forced", "/status/phase") == "InProgress" {
+        // The source's QEMU ends with the move.
+        let Ok(now) = monitor.throttle() else { break };
+        if now > 0 && throttles.last() != Some(&now) {
+            throttles.push(now);
+        }
+    }
+    v.arrived("forced", &before.0)?;
+    ensure!(throttles.starts_with(&[20, 30, 40]), "{throttles:?}");
+    ensure!(throttles.windows(2).all(|pair| pair[1] > pair[0]), "{throttles:?}");
+    ensure!(Monitor::connect(v.qemu()?)?.throttle()? == 0, "it is slowed down at the target");
+    let after = pace(&v.guest)?;
+    ensure!(after * 2 >= usual, "{usual} turns a second before, {after} after the move");
+    v.ledger.check()
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use holdfast_api::engine::{Migration, MigrationReason};
 use holdfast_api::vm::VmPhase;
 use holdfast_api::{ModuleConfig, VirtualMachine, VirtualMachineOperation};
+use holdfast_env::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -37,6 +38,18 @@ impl World {
         self.instance(vm).await.status.and_then(|status| status.active_pod).expect("it runs").name
     }
 
+    /// Names of VMs by the time at which their moves left the queue.
+    async fn order(&self) -> Vec<String> {
+        let mut all: Vec<(Timestamp, String)> = Vec::new();
+        for migration in self.migrations().await {
+            if let Some(at) = migration.status.as_ref().and_then(|status| status.slot_at.clone()) {
+                all.push((at.0, migration.spec.instance.name.clone()));
+            }
+        }
+        all.sort_unstable();
+        all.into_iter().map(|(_, vm)| vm).collect()
+    }
+
     /// The migrations of a VM.
     async fn moves_of(&self, vm: &str) -> Vec<Migration> {
         let all = self.migrations().await;
@@ -66,18 +79,18 @@ fn text(operation: &VirtualMachineOperation) -> String {
     { all }.find(|c| c.type_ == "Completed").map(|c| c.message.clone()).unwrap_or_default()
 }
 
-// MM-D23
+// MM-L6, MM-D23
 #[test]
-fn the_rebalancers_evictions_are_the_last_of_the_queue() {
+fn a_free_slot_goes_to_drains_then_users_then_firmware_then_rebalancing() {
     on_a_platform(async |world| {
-        for vm in ["holder", "rebalanced"] {
+        for vm in ["holder", "rebalanced", "user", "firmware"] {
             world.running(vm, Some("n1"), json!({})).await;
         }
         world.nodes.wishes.borrow_mut().moves = Moves::Held;
         world.operate("holder", "Evict", "holder").await.unwrap();
         world.operation("holder", "InProgress").await;
 
-        // Like any other eviction, but for its class.
+        // The worst first. The rebalancer's eviction is like any other, but for its class.
         let refused = world.rebalance(&world.launcher("rebalanced").await).await;
         assert!(refused.contains("Eviction triggered evacuation of VMI"), "{refused}");
         let of_rebalancing = world.first_move("rebalanced").await;
@@ -85,6 +98,33 @@ fn the_rebalancers_evictions_are_the_last_of_the_queue() {
         assert_eq!((of_rebalancing.spec.reason, of_rebalancing.spec.class), (MigrationReason::Rebalance, 5));
         let node = world.cluster::<Node>().get("n1").await.unwrap();
         assert_ne!(node.spec.and_then(|spec| spec.unschedulable), Some(true), "nothing is cordoned");
+        world.operate("user", "Evict", "user").await.unwrap();
+        world.pass(5).await;
+        world.set(json!({"launcherImage": "holdfast/launcher:other"})).await;
+        let of_firmware = world.first_move("firmware").await;
+        assert!(of_firmware.name_any().starts_with("vmop-firmware-update-"), "{}", of_firmware.name_any());
+        // This one starts with the new image.
+        world.running("drained", Some("n1"), json!({})).await;
+        world.pass(5).await;
+        let _ = world.evict(&world.launcher("drained").await, false).await;
+        world.first_move("drained").await;
+        world.pass(5).await;
+        assert_eq!(world.order().await, ["holder"], "they all wait for the slot of n1");
+
+        world.nodes.wishes.borrow_mut().moves = Moves::Through;
+        // One at a time leaves n1: seen in the order in which they go.
+        let mut order: Vec<String> = Vec::new();
+        let end = tokio::time::Instant::now() + std::time::Duration::from_secs(600);
+        while order.len() < 5 {
+            assert!(tokio::time::Instant::now() < end, "{order:?}");
+            for vm in world.order().await {
+                if !order.contains(&vm) {
+                    order.push(vm);
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(order, ["holder", "drained", "user", "firmware", "rebalanced"]);
     });
 }
 

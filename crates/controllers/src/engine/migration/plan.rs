@@ -30,7 +30,7 @@ mod abort {
     /// The target pod is gone.
     pub const TARGET_LOST: &str = "TargetLost";
     /// The source's node is back under another boot id, and the target has not continued the guest.
-    pub const SOURCE_LOST: &str = "SourceLost";
+    pub const SOURCE_LOST: &str = holdfast_api::engine::ABORT_SOURCE_LOST;
     /// The VM is being switched off.
     pub const INSTANCE_GONE: &str = "InstanceGone";
 }
@@ -254,7 +254,7 @@ impl Step<'_> {
         if self.new.abort.is_none() && source.gave_up_at.is_none() {
             self.call_off_if_needed();
         }
-        if self.new.abort.is_none() {
+        if self.new.abort.as_ref().is_none_or(|abort| abort.reason != abort::SOURCE_LOST) {
             self.call_off_if_source_is_lost();
         }
     }
@@ -271,12 +271,15 @@ impl Step<'_> {
     /// the COMMIT when the node is back. When that does not happen in time the target is told to
     /// give up; its launcher alone decides which of the two came first.
     fn call_off_if_source_is_lost(&mut self) {
-        let Some(since) = self.o.source_lost else { return };
+        // One that does not answer a call-off counts as lost, too: until then the target waits for its word.
+        let asked = self.new.abort.as_ref().and_then(|abort| abort.at.as_ref()).map(|at| at.0);
+        let Some(since) = self.o.source_lost.into_iter().chain(asked).min() else { return };
         let limit = backoff::after(since, rules::ABORT_S);
         if self.o.now < limit {
             return self.wake_at(limit);
         }
-        self.new.abort = Some(Abort { reason: abort::SOURCE_LOST.to_owned(), at: Some(Time(self.o.now)) });
+        let at = Some(Time(asked.unwrap_or(self.o.now)));
+        self.new.abort = Some(Abort { reason: abort::SOURCE_LOST.to_owned(), at });
     }
 
     fn call_off_if_needed(&mut self) {

@@ -334,6 +334,30 @@ fn a_lost_source_ends_the_move_when_nothing_of_the_target_is_left() {
 }
 
 #[test]
+fn a_call_off_that_the_source_does_not_answer_is_told_to_the_target_in_time() {
+    let mut o = handed_over();
+    source(&mut o, |source| source.started_at = Some(Time(at(0))));
+    delete(&mut o);
+    o.now = at(5);
+    settle(&mut o);
+    let abort = |o: &Observed| {
+        let abort = o.migration.status.as_ref().unwrap().abort.clone().unwrap();
+        (abort.reason, abort.at.unwrap().0)
+    };
+    assert_eq!(abort(&o), ("Deleted".to_owned(), at(5)));
+    o.now = at(34);
+    assert_eq!(settle(&mut o).wake, Some(at(35)));
+    assert_eq!(abort(&o).0, "Deleted", "the target waits for the source's word");
+    o.now = at(35);
+    settle(&mut o);
+    assert_eq!(abort(&o), ("SourceLost".to_owned(), at(5)));
+    // It may still answer.
+    source(&mut o, |source| source.aborted_at = Some(Time(at(40))));
+    settle(&mut o);
+    assert!(state(&o).is_final());
+}
+
+#[test]
 fn a_target_that_continued_after_its_source_was_lost_is_the_vm() {
     let mut o = handed_over();
     o.source_lost = Some(at(10));
