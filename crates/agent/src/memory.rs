@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use crate::accelerator::Found;
 use crate::config::AcceleratorChoice;
 use crate::host::{Host, Outside};
+use crate::network::in_flight::InFlight;
 use crate::network::kernel::{Kernel, Wire};
 use crate::network::netlink::{Links, OurRoute, Target};
 use crate::network::plan::Hop;
@@ -225,6 +226,14 @@ impl Kernel for NodeKernel {
             let _server = server;
             std::future::pending().await
         }))
+    }
+
+    fn note_packets(
+        &self,
+        _tap: u32,
+        _guest: Ipv4Addr,
+    ) -> BoxFuture<'_, Result<Option<InFlight>, NetworkError>> {
+        Box::pin(async { Ok(None) })
     }
 
     fn load_filter<'a>(

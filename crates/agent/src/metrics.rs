@@ -134,7 +134,7 @@ mod tests {
 
     fn event(stage: MoveStage) -> MigrationEvent {
         let progress = MoveProgress::default();
-        MigrationEvent { migration_uid: "m".into(), stage, progress, downtime_ms: None, failure: None }
+        MigrationEvent { progress, ..MigrationEvent::new("m", stage) }
     }
 
     // MM X1: what a scrape shows of a copy.

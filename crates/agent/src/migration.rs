@@ -19,12 +19,17 @@ use holdfast_wire::peer::{Open, Records, Route};
 use tokio::task::JoinSet;
 
 use crate::launcher::start::StepError;
+use crate::network::in_flight::InFlight;
 use crate::node_agent::{Busy, NodeAgent, address_of};
 use crate::peers::{Line, Peer, PeerError, Switchboard, ask_launcher, chain};
 use crate::report::BrokenStream;
 
 /// Bytes that a proxy moves at once.
 pub const CHUNK: usize = 256 << 10;
+
+/// QEMU says that it has stopped the guest a moment after it did. A packet that is sent twice does no harm,
+/// microseconds.
+const STOPPING_US: i64 = 2_000;
 
 /// A move that goes out from here. Dropping it closes its sockets and cuts its streams.
 pub struct Outgoing {
@@ -38,6 +43,7 @@ pub struct Outgoing {
     switchboard: Switchboard,
     sockets: Vec<PathBuf>,
     broken: Broken,
+    in_flight: Option<InFlight>,
     _proxies: JoinSet<()>,
     _busy: Busy,
 }
@@ -89,6 +95,11 @@ impl Outgoing {
             progress_timeout_s: config.progress_timeout_s,
         };
         let address = agent.instance(id).and_then(|instance| address_of(&instance));
+        let in_flight = agent.network.note_packets(&id.instance_uid).await.unwrap_or_else(|error| {
+            // The move goes on: its price is a pause of some connections.
+            tracing::warn!(%id, error = %chain(&error), "packets that come during the switch-over will be lost");
+            None
+        });
         Ok(Self {
             agent,
             id: id.clone(),
@@ -100,6 +111,7 @@ impl Outgoing {
             switchboard,
             sockets,
             broken,
+            in_flight,
             _proxies: proxies,
             _busy: busy,
         })
@@ -120,13 +132,21 @@ impl Outgoing {
         self.config.clone()
     }
 
-    /// The guest is stopped: its traffic belongs to the target from now on (strategy C of
-    /// hypervisor.md §13.3). True when the target has taken it over.
-    pub async fn routes_to_target(&mut self) -> bool {
+    /// The guest was stopped at that time (Unix, microseconds; none: just now): its traffic belongs to the target
+    /// from now on (strategy C of hypervisor.md §13.3). True when the target has taken it over.
+    pub async fn routes_to_target(&mut self, stopped_at_us: Option<i64>) -> bool {
+        let stopped_at_us = stopped_at_us.unwrap_or_else(|| holdfast_env::now().as_microsecond());
         let Some(address) = self.address else { return true };
         let std::net::IpAddr::V4(target_address) = self.target.address.ip() else { return false };
         let route = self.agent.new_route(address, self.id.epoch, &self.target.node, target_address);
-        let hint = self.agent.network.hint(address, &self.target.node, target_address, route.generation);
+        let hint = async {
+            let network = &self.agent.network;
+            let done = network.hint(address, &self.target.node, target_address, route.generation).await;
+            if let Some(in_flight) = &mut self.in_flight {
+                in_flight.pass_on(stopped_at_us - STOPPING_US);
+            }
+            done
+        };
         let tell =
             self.switchboard.tell(&*self.agent.outside.peers, &self.keepers, &route, &self.target.node);
         let (here, told) = tokio::join!(biased; hint, tell);

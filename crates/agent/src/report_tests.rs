@@ -28,13 +28,8 @@ fn facts(vm: VmState) -> Facts {
 
 fn moving(vm: VmState, stage: MoveStage) -> Facts {
     let mut facts = facts(vm);
-    facts.state.migration = Some(MigrationEvent {
-        migration_uid: "m".into(),
-        stage,
-        progress: MoveProgress { total_bytes: 200, remaining_bytes: 50, ..MoveProgress::default() },
-        downtime_ms: None,
-        failure: None,
-    });
+    let progress = MoveProgress { total_bytes: 200, remaining_bytes: 50, ..MoveProgress::default() };
+    facts.state.migration = Some(MigrationEvent { progress, ..MigrationEvent::new("m", stage) });
     facts
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, Message, MessageType};
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
-use holdfast_agent::network::kernel::Linux;
+use holdfast_agent::network::kernel::{Kernel as _, Linux};
 use holdfast_agent::network::names::Mac;
 use holdfast_agent::network::plan::Vm;
 use holdfast_agent::network::{GuestNic, Network, NetworkError, Settings};
@@ -275,6 +275,61 @@ fn routes_follow_the_guest_on_both_sides_of_a_move() {
         network.unplug(UID, "p").await.unwrap();
         assert!(routes().is_empty());
         assert!(!ip("-o link show").contains(TAP));
+    });
+}
+
+/// Packets of a listener, as the UDP payloads in them.
+fn heard(listener: &OwnedFd) -> Vec<String> {
+    let mut buffer = [0; 4096];
+    let mut all = Vec::new();
+    while let Ok((length, _)) = holdfast_sys::packet::receive(listener, &mut buffer) {
+        let payload = udp_payload(&buffer[VNET..length], NODE, 9).unwrap();
+        all.push(String::from_utf8(payload.to_vec()).unwrap());
+    }
+    all
+}
+
+// hypervisor.md §13.3: nothing that was sent to a guest during its move is lost.
+#[test]
+fn packets_that_come_between_the_stop_and_the_switch_of_the_routes_reach_the_target() {
+    on_a_node(|| async {
+        let network = start().await.unwrap();
+        let _guest = network.plug(nic()).await.unwrap();
+        network.set_world(vec![vm("a", false)], nodes(), None).await.unwrap();
+        ip(&format!("neigh add {OTHER_NODE} lladdr 02:00:00:00:00:02 dev eth0 nud permanent"));
+        let links = Linux::connect().unwrap().links().unwrap();
+        let uplink = holdfast_sys::packet::listen(links["eth0"], GUEST).unwrap();
+        let mut in_flight = network.note_packets(UID).await.unwrap().unwrap();
+
+        // The peer is this node: its own address is the hardest to take in once more.
+        let peer = UdpSocket::bind((NODE, 0)).unwrap();
+        let send = |text: &str| peer.send_to(text.as_bytes(), (GUEST, 9)).unwrap();
+        send("before the stop");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let stopped = holdfast_env::now().as_microsecond();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        send("in the gap");
+        let long = "in the gap, and long".repeat(60);
+        send(&long);
+        assert!(heard(&uplink).is_empty(), "the route leads to the tap");
+        network.hint(GUEST, "b", OTHER_NODE, (1, 1)).await.unwrap();
+        in_flight.pass_on(stopped);
+        send("behind the switch");
+
+        let mut all = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while all.len() < 3 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            all.extend(heard(&uplink));
+        }
+        all.sort();
+        assert_eq!(all, ["behind the switch", "in the gap", long.as_str()], "{all:?}");
+        drop(in_flight);
+        let gone = || !ip("-o link show").contains("hfagain");
+        while !gone() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(gone(), "the device goes with the move");
     });
 }
 

@@ -247,7 +247,10 @@ pub enum Event {
         reason: String,
     },
     /// CPUs stopped.
-    Stopped,
+    Stopped {
+        /// Unix time, microseconds; none where it is not told.
+        at_us: Option<i64>,
+    },
     /// CPUs run.
     Resumed,
     /// The guest's kernel panicked.

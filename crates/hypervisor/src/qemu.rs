@@ -223,7 +223,7 @@ fn typed(e: &RawEvent) -> Option<Event> {
     Some(match e.name.as_str() {
         "SHUTDOWN" => Event::Shutdown { guest: flag("guest"), reason: text("reason") },
         "RESET" => Event::Reset { guest: flag("guest"), reason: text("reason") },
-        "STOP" => Event::Stopped,
+        "STOP" => Event::Stopped { at_us: e.at_us },
         "RESUME" => Event::Resumed,
         "GUEST_PANICKED" => Event::Panicked,
         "BLOCK_IO_ERROR" => Event::DiskError { reason: text("reason"), stopped: text("action") == "stop" },

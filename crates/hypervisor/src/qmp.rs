@@ -69,6 +69,8 @@ pub struct RawEvent {
     pub name: String,
     /// The `data` member; `Null` when absent.
     pub data: Value,
+    /// Unix time, microseconds. QEMU says -1 where it cannot tell.
+    pub at_us: Option<i64>,
 }
 
 /// QEMU's version as the greeting states it.
@@ -292,6 +294,11 @@ async fn read_line(read: &mut BufReader<OwnedReadHalf>) -> io::Result<Vec<u8>> {
     }
 }
 
+fn at_us(message: &Value) -> Option<i64> {
+    let part = |name: &str| message.get("timestamp")?.get(name)?.as_i64().filter(|n| *n >= 0);
+    part("seconds")?.checked_mul(1_000_000)?.checked_add(part("microseconds")?)
+}
+
 async fn read_loop(
     mut read: BufReader<OwnedReadHalf>,
     waiting: Waiting,
@@ -306,7 +313,8 @@ async fn read_loop(
             let name = name.to_owned();
             let data = message.get_mut("data").map(Value::take).unwrap_or(Value::Null);
             // The receiver may be dropped by a caller that only asks questions.
-            let _ = events.send(RawEvent { name, data });
+            let at_us = at_us(&message);
+            let _ = events.send(RawEvent { name, data, at_us });
             continue;
         }
         let Some(id) = message.get("id").and_then(Value::as_u64) else { continue };

@@ -17,6 +17,7 @@ pub mod logfile;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
+pub mod packet;
 pub mod pidfd;
 pub mod proc;
 pub mod signals;

@@ -363,6 +363,23 @@ pub struct MigrationEvent {
     pub downtime_ms: Option<i64>,
     /// Set when `stage` is Failed or Cancelled.
     pub failure: Option<MoveFailure>,
+    /// Source: when the guest was last stopped, Unix time in microseconds, as far as QEMU said it.
+    #[serde(default)]
+    pub stopped_at_us: Option<i64>,
+}
+
+impl MigrationEvent {
+    /// The first word of a move.
+    pub fn new(migration_uid: impl Into<String>, stage: MoveStage) -> Self {
+        Self {
+            migration_uid: migration_uid.into(),
+            stage,
+            progress: MoveProgress::default(),
+            downtime_ms: None,
+            failure: None,
+            stopped_at_us: None,
+        }
+    }
 }
 
 /// Stages of a move. Source: Started … Acked. Target: Listening, Resumed. Both: Failed, Cancelled.

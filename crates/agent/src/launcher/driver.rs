@@ -8,9 +8,7 @@ use std::time::Duration;
 use holdfast_api::engine::ExitCause;
 use holdfast_env::watch;
 use holdfast_wire::Id;
-use holdfast_wire::launcher::{
-    Event, MigrationEvent, MoveProgress, MoveStage, Request, StopWhy, Verdict, VmState,
-};
+use holdfast_wire::launcher::{Event, MigrationEvent, MoveStage, Request, StopWhy, Verdict, VmState};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use tokio::sync::mpsc;
@@ -383,8 +381,10 @@ impl Driver {
                 conversation.order(request, None, PROMPT).await?;
             }
             Step::Switch(uid) => {
+                let stopped_at_us =
+                    self.facts.borrow().state.migration.as_ref().and_then(|m| m.stopped_at_us);
                 let routes_done = match &mut self.outgoing {
-                    Some(outgoing) if outgoing.uid() == uid => outgoing.routes_to_target().await,
+                    Some(outgoing) if outgoing.uid() == uid => outgoing.routes_to_target(stopped_at_us).await,
                     _ => false,
                 };
                 let request = Request::Switch { migration_uid: uid.clone(), routes_done };
@@ -461,13 +461,7 @@ fn resumed(facts: &mut Facts, uid: &str) -> bool {
     if known.is_some_and(|m| m.migration_uid == uid && m.stage == MoveStage::Resumed) {
         return false;
     }
-    facts.state.migration = Some(MigrationEvent {
-        migration_uid: uid.to_owned(),
-        stage: MoveStage::Resumed,
-        progress: MoveProgress::default(),
-        downtime_ms: None,
-        failure: None,
-    });
+    facts.state.migration = Some(MigrationEvent::new(uid, MoveStage::Resumed));
     true
 }
 

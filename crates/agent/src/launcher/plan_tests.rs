@@ -2,7 +2,7 @@ use holdfast_api::engine::{
     Abort, Claim, InstanceMigration, InstanceStatus, MigrationResult, MigrationSource, MigrationStatus,
     MigrationTarget, Stop,
 };
-use holdfast_wire::launcher::{MigrationEvent, MoveProgress};
+use holdfast_wire::launcher::MigrationEvent;
 
 use super::*;
 
@@ -32,13 +32,7 @@ impl World {
     }
 
     fn stage(mut self, stage: MoveStage) -> Self {
-        self.state.migration = Some(MigrationEvent {
-            migration_uid: "m".into(),
-            stage,
-            progress: MoveProgress::default(),
-            downtime_ms: None,
-            failure: None,
-        });
+        self.state.migration = Some(MigrationEvent::new("m", stage));
         self
     }
 

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use holdfast_wire::local::BoxFuture;
 use ipnet::Ipv4Net;
 
+use super::in_flight::{self, InFlight};
 use super::names::{GATEWAY_MAC, Mac};
 use super::netlink::{Links, Netlink, OurRoute, Target};
 use super::{NetworkError, dhcp, filter, find, io_failed, sysctl};
@@ -65,6 +66,13 @@ pub trait Kernel: Debug + Send + Sync {
         gateway: Ipv4Addr,
         lease: dhcp::Lease,
     ) -> Result<BoxFuture<'static, ()>, NetworkError>;
+
+    /// Notes the packets for `guest` that the tap of this number is given. None where no packets flow.
+    fn note_packets(
+        &self,
+        tap: u32,
+        guest: Ipv4Addr,
+    ) -> BoxFuture<'_, Result<Option<InFlight>, NetworkError>>;
 
     /// Replaces the filter of all guests of this node in one step.
     fn load_filter<'a>(
@@ -155,6 +163,21 @@ impl Kernel for Linux {
                 tracing::debug!(%tap, %error, "DHCP ended; the tap is gone");
             }
         }))
+    }
+
+    fn note_packets(
+        &self,
+        tap: u32,
+        guest: Ipv4Addr,
+    ) -> BoxFuture<'_, Result<Option<InFlight>, NetworkError>> {
+        Box::pin(async move {
+            let failed = || io_failed(format!("note the packets for {guest}"));
+            let heard = holdfast_sys::packet::listen(tap, guest).map_err(failed())?;
+            let (again, name) = holdfast_sys::tap::open_tun(in_flight::DEVICE_PREFIX).map_err(failed())?;
+            sysctl::prepare_again(&name)?;
+            self.netlink.bring_up(find(&self.links()?, &name)?, None, None).await?;
+            InFlight::note(heard, again).map(Some).map_err(failed())
+        })
     }
 
     fn load_filter<'a>(

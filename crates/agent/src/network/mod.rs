@@ -7,6 +7,7 @@
 
 pub mod dhcp;
 pub mod filter;
+pub mod in_flight;
 pub mod kernel;
 pub mod names;
 pub mod netlink;
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use self::in_flight::InFlight;
 use self::kernel::{Kernel, Wire};
 use self::names::{Mac, is_tap_name, tap_name};
 use self::netlink::{Links, NetlinkError, Target};
@@ -245,6 +247,17 @@ impl Network {
                 .collect()
         };
         self.kernel.load_filter(&self.settings.table, self.settings.gateway, &guests).await
+    }
+
+    /// Notes the packets to a guest that may be on its way out ([`InFlight`]). None where no packets flow.
+    ///
+    /// # Errors
+    /// The guest has no tap here, or the kernel refuses.
+    pub async fn note_packets(&self, instance_uid: &str) -> Result<Option<InFlight>, NetworkError> {
+        let tap = tap_name(instance_uid);
+        let address = self.state.lock().guests.get(instance_uid).map(|guest| guest.nic.address);
+        let address = address.ok_or_else(|| NetworkError::NoLink(tap.clone()))?;
+        self.kernel.note_packets(find(&self.kernel.links()?, &tap)?, address).await
     }
 
     /// Whether the guest's tap is in our charge, held by this pod.

@@ -32,6 +32,15 @@ pub fn prepare_tap(tap: &str) -> Result<(), NetworkError> {
     Ok(())
 }
 
+/// Prepares the device through which packets come in once more: from whomever they are, also from this node.
+///
+/// # Errors
+/// A switch could not be written, for example because the device is gone.
+pub fn prepare_again(device: &str) -> Result<(), NetworkError> {
+    prepare_tap(device)?;
+    set(&format!("ipv4/conf/{device}/accept_local"), "1")
+}
+
 /// Writes a switch unless it has the value already: where `/proc/sys` is read-only, somebody else
 /// may have prepared it.
 fn set(name: &str, value: &str) -> Result<(), NetworkError> {

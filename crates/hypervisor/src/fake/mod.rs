@@ -241,7 +241,7 @@ impl Fake {
                 return;
             }
             m.tell(Event::Shutdown { guest: true, reason: reason.to_owned() });
-            m.enter(RunState::Shutdown, Event::Stopped);
+            m.enter(RunState::Shutdown, Event::Stopped { at_us: None });
         });
     }
 
@@ -432,7 +432,7 @@ fn copy(world: &mut World, pid: u32, peer: u32) {
     source.status(MigrationStatus::Active);
     source.tell(Event::MigrationPass(1));
     if !source.crawl {
-        source.enter(RunState::Switching, Event::Stopped);
+        source.enter(RunState::Switching, Event::Stopped { at_us: None });
         source.status(MigrationStatus::PreSwitchover);
     }
 }
@@ -490,7 +490,7 @@ impl Machine for FakeMachine {
     async fn pause(&self) -> Result<(), QmpError> {
         self.model("stop", |m| {
             if m.state == RunState::Running {
-                m.enter(RunState::Paused, Event::Stopped);
+                m.enter(RunState::Paused, Event::Stopped { at_us: None });
             }
         })
     }
@@ -506,7 +506,7 @@ impl Machine for FakeMachine {
                 world.pressed.push(m.run_dir.clone());
                 if !m.ignores_button {
                     m.tell(Event::Shutdown { guest: true, reason: "guest-shutdown".into() });
-                    m.enter(RunState::Shutdown, Event::Stopped);
+                    m.enter(RunState::Shutdown, Event::Stopped { at_us: None });
                 }
             }
             Ok(())
@@ -642,7 +642,7 @@ impl Machine for FakeMachine {
             }
             if source.crawl && bandwidth >= CRAWL_BYTES_S && source.migration == MigrationStatus::Active {
                 source.crawl = false;
-                source.enter(RunState::Switching, Event::Stopped);
+                source.enter(RunState::Switching, Event::Stopped { at_us: None });
                 source.status(MigrationStatus::PreSwitchover);
             }
             Ok(())

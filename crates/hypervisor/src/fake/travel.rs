@@ -145,7 +145,7 @@ fn step(world: &mut World, pid: u32) -> Option<Duration> {
     journey.dirty_bytes_s = slowed;
     if duration(next, rate) <= journey.downtime {
         journey.left_bytes = 0;
-        source.enter(RunState::Switching, Event::Stopped);
+        source.enter(RunState::Switching, Event::Stopped { at_us: None });
         source.status(MigrationStatus::PreSwitchover);
         return None;
     }

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use holdfast_hypervisor::port::{Event as MachineEvent, Hypervisor, Machine, RunState, StartError, Started};
 use holdfast_wire::launcher::{
-    Answer, Body, Cause, Event, ExitRecord, GuestFacts, MigrationEvent, MoveFailure, MoveProgress, MoveStage,
-    OnReset, Request, SeedFiles, State, StopWhy, ToLauncher, VmState,
+    Answer, Body, Cause, Event, ExitRecord, GuestFacts, MigrationEvent, MoveFailure, MoveStage, OnReset,
+    Request, SeedFiles, State, StopWhy, ToLauncher, VmState,
 };
 use holdfast_wire::{Id, OLDEST, VERSION};
 use tokio::sync::mpsc;
@@ -126,6 +126,8 @@ pub struct Driver<H: Hypervisor> {
     guest_facts: Option<GuestFacts>,
     query_status: Option<String>,
     running_since_ms: Option<i64>,
+    /// When QEMU last stopped the guest, Unix time in microseconds.
+    stopped_at_us: Option<i64>,
     stopping: Option<Stopping>,
     /// A stop that waits until the move is over.
     stop_after_move: Option<Stopping>,
@@ -163,6 +165,7 @@ impl<H: Hypervisor> Driver<H> {
             guest_facts: None,
             query_status: None,
             running_since_ms: None,
+            stopped_at_us: None,
             stopping: None,
             stop_after_move: None,
             kill_at: None,
@@ -321,7 +324,11 @@ impl<H: Hypervisor> Driver<H> {
                     guest.port_changed(open);
                 }
             }
-            MachineEvent::Stopped | MachineEvent::Resumed => self.on_run_state().await,
+            MachineEvent::Stopped { at_us } => {
+                self.stopped_at_us = at_us;
+                self.on_run_state().await;
+            }
+            MachineEvent::Resumed => self.on_run_state().await,
             MachineEvent::DiskError { reason, stopped } => {
                 tracing::warn!(reason, stopped, "a disk of the guest failed");
             }
@@ -401,14 +408,10 @@ impl<H: Hypervisor> Driver<H> {
     fn tell_move(&mut self, uid: &str, stage: MoveStage, failure: Option<(&str, String)>) {
         let failure = failure.map(|(class, text)| MoveFailure { class: class.to_owned(), text });
         tracing::info!(migration = uid, ?stage, ?failure, "move");
-        let event = self.moves.entry(uid.to_owned()).or_insert_with(|| MigrationEvent {
-            migration_uid: uid.to_owned(),
-            stage,
-            progress: MoveProgress::default(),
-            downtime_ms: None,
-            failure: None,
-        });
+        let new = || MigrationEvent::new(uid, stage);
+        let event = self.moves.entry(uid.to_owned()).or_insert_with(new);
         event.stage = stage;
+        event.stopped_at_us = self.stopped_at_us;
         event.failure = failure;
         let event = event.clone();
         self.last_move = Some(uid.to_owned());
