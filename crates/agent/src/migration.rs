@@ -27,9 +27,10 @@ use crate::report::BrokenStream;
 /// Bytes that a proxy moves at once.
 pub const CHUNK: usize = 256 << 10;
 
-/// QEMU says that it has stopped the guest a moment after it did. A packet that is sent twice does no harm,
-/// microseconds.
-const STOPPING_US: i64 = 2_000;
+/// From when QEMU begins to stop a guest until it says so: packets of that time are lost as well (it still takes
+/// them, for a guest that does not run). Without hardware virtualisation it takes long. A packet that comes
+/// twice does no harm. Microseconds.
+const STOPPING_US: i64 = 30_000;
 
 /// A move that goes out from here. Dropping it closes its sockets and cuts its streams.
 pub struct Outgoing {
