@@ -26,6 +26,7 @@ pub mod firmware;
 pub mod fronts;
 pub mod image;
 pub mod import;
+pub mod indexes;
 pub mod metrics;
 pub mod node_maintenance;
 pub mod operations;

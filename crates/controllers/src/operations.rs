@@ -9,11 +9,12 @@ use holdfast_api::names::{finalizer, label};
 use holdfast_api::vmop::{VirtualMachineOperationSpec, VmopType};
 use holdfast_api::{VirtualMachine, VirtualMachineOperation};
 use holdfast_env::derived_name;
-use holdfast_reconcile::{Cache, Caches, Create, Effect, Key, Plan, Watches, controller_of};
+use holdfast_reconcile::{Cache, Caches, Create, Effect, Index, Key, Plan, Watches, controller_of};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 
 use crate::fronts::deckhouse::vmop::migration_name;
+use crate::indexes;
 
 /// How many names are looked at for the next operation.
 const NAMES: u64 = 64;
@@ -51,6 +52,7 @@ pub struct Machines {
     vms: Arc<Cache<VirtualMachine>>,
     /// All operations.
     pub operations: Arc<Cache<VirtualMachineOperation>>,
+    of_vm: Index<VirtualMachineOperation>,
     migrations: Arc<Cache<Migration>>,
 }
 
@@ -69,10 +71,12 @@ impl Machines {
     /// Opens the caches.
     #[must_use]
     pub fn new(caches: &Caches) -> Self {
+        let operations = caches.cache::<VirtualMachineOperation>();
         Self {
             instances: caches.cache(),
             vms: caches.cache(),
-            operations: caches.cache(),
+            of_vm: indexes::operations(&operations),
+            operations,
             migrations: caches.cache(),
         }
     }
@@ -97,9 +101,7 @@ impl Machines {
         let instance = self.instances.get(key)?;
         let owner = controller_of(&*instance).map(|owner| owner.uid.clone());
         let vm = self.vms.get(key).filter(|vm| vm.metadata.uid == owner);
-        let all = self.operations.in_namespace(&key.namespace).into_iter();
-        let mut operations: Vec<_> =
-            all.filter(|operation| operation.spec.virtual_machine_name == key.name).collect();
+        let mut operations = self.of_vm.get(key);
         operations.sort_by_key(|op| (op.metadata.creation_timestamp.as_ref().map(|t| t.0), op.name_any()));
         let operations = operations.into_iter().map(|object| self.operation(object)).collect();
         Some(Machine { instance, vm, operations })

@@ -24,6 +24,12 @@ pub trait Ambient {
     }
     /// Whether this deliberate bug is switched on.
     fn mutant(&self, name: &str) -> bool;
+    /// What work is measured with ([`crate::work`]). Where it stands still, all work costs nothing.
+    fn stopwatch(&self) -> Duration {
+        Duration::ZERO
+    }
+    /// Work that was measured.
+    fn note_work(&self, _kind: &str, _name: &str, _took: Duration) {}
 }
 
 thread_local! {
@@ -63,6 +69,16 @@ pub fn now() -> Timestamp {
 #[must_use]
 pub fn random_u64() -> u64 {
     ask(|ambient| ambient.random_u64()).unwrap_or_else(rand::random)
+}
+
+/// The simulation's stopwatch, if there is a simulation.
+pub(crate) fn stopwatch() -> Option<Duration> {
+    ask(|ambient| ambient.stopwatch())
+}
+
+/// Tells the simulation of work that was measured.
+pub(crate) fn note_work(kind: &str, name: &str, took: Duration) {
+    ask(|ambient| ambient.note_work(kind, name, took));
 }
 
 /// Whether a simulation has taken over this thread.

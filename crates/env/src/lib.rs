@@ -3,7 +3,8 @@
 //! What lives here: [`Clock`] (now and timers), [`Entropy`] (a tree of named random streams),
 //! [`derived_name`] (names of created objects), [`fault`] (named points at which tests kill or
 //! delay a process), [`ambient`] (how a simulation takes over all of these on its thread), [`mutant!`]
-//! (deliberate bugs that the simulation must find), [`watch`] (a watched value with a fixed order of waking). Each has a real form and a virtual one.
+//! (deliberate bugs that the simulation must find), [`watch`] (a watched value with a fixed order of waking), [`work`]
+//! (what work costs). Each has a real form and a virtual one.
 //!
 //! What does not: rules (crate `domain`), I/O.
 //!
@@ -15,6 +16,7 @@ mod entropy;
 pub mod fault;
 mod name;
 pub mod watch;
+pub mod work;
 
 pub use ambient::{now, random_u64, simulated};
 pub use clock::{Clock, Timestamp, VirtualClock};

@@ -24,6 +24,10 @@ impl admission::View for Stored<'_> {
         self.0.list(group, resource, namespace)
     }
 
+    fn list_holding(&self, group: &str, resource: &str, namespace: Option<&str>, text: &str) -> Vec<Value> {
+        self.0.list_holding(group, resource, namespace, text)
+    }
+
     fn is_embedded(&self) -> bool {
         true
     }

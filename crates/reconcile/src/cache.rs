@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::{debug, warn};
 
+use crate::index::{Index, Terms};
 use crate::{Answers, Reconnect};
 
 /// Namespace and name; the namespace is empty for cluster-scoped objects.
@@ -74,10 +75,33 @@ impl<K> Kind for K where
 
 type Listener<K> = Box<dyn Fn(&K) + Send + Sync>;
 
-struct Held<K> {
+struct Held<K: Kind> {
     objects: BTreeMap<Key, Arc<K>>,
+    indexes: Vec<Index<K>>,
     /// Highest version the watch has delivered: anything learnt at or below it is old news.
     seen: u64,
+}
+
+impl<K: Kind> Held<K> {
+    fn put(&mut self, key: Key, object: Arc<K>) -> Option<Arc<K>> {
+        let old = self.objects.insert(key.clone(), object.clone());
+        self.indexes.iter().for_each(|index| index.change(&key, old.as_deref(), Some(&object)));
+        old
+    }
+
+    fn take(&mut self, key: &Key) -> Option<Arc<K>> {
+        let old = self.objects.remove(key);
+        self.indexes.iter().for_each(|index| index.change(key, old.as_deref(), None));
+        old
+    }
+
+    fn replace(&mut self, objects: BTreeMap<Key, Arc<K>>) -> BTreeMap<Key, Arc<K>> {
+        for index in &self.indexes {
+            index.clear();
+            objects.iter().for_each(|(key, object)| index.change(key, None, Some(object)));
+        }
+        std::mem::replace(&mut self.objects, objects)
+    }
 }
 
 /// All objects of one kind.
@@ -102,7 +126,7 @@ fn version<K: Resource>(object: &K) -> Option<u64> {
 impl<K: Kind> Cache<K> {
     fn new() -> Self {
         Self {
-            held: RwLock::new(Held { objects: BTreeMap::new(), seen: 0 }),
+            held: RwLock::new(Held { objects: BTreeMap::new(), indexes: Vec::new(), seen: 0 }),
             listeners: RwLock::default(),
             trim: RwLock::default(),
             ready: watch::Sender::new(false),
@@ -160,6 +184,21 @@ impl<K: Kind> Cache<K> {
         self.held.read().objects.values().filter(|object| is(object)).cloned().collect()
     }
 
+    /// An index over this cache; asking twice for a name gives the same index.
+    #[must_use]
+    pub fn index(&self, name: &'static str, terms: Terms<K>) -> Index<K> {
+        let mut held = self.held.write();
+        if let Some(known) = held.indexes.iter().find(|index| index.name() == name) {
+            return known.clone();
+        }
+        let index = Index::new(name, terms);
+        for (key, object) in &held.objects {
+            index.change(key, None, Some(object));
+        }
+        held.indexes.push(index.clone());
+        index
+    }
+
     /// Calls `listener` with the old and the new state of every object that changes.
     pub(crate) fn listen(&self, listener: Listener<K>) {
         self.listeners.write().push(listener);
@@ -180,7 +219,7 @@ impl<K: Kind> Cache<K> {
         }
     }
 
-    fn insert(&self, mut object: K, learnt: bool) {
+    pub(crate) fn insert(&self, mut object: K, learnt: bool) {
         self.shrink(&mut object);
         let (key, new_version) = (Key::of(&object), version(&object));
         let object = Arc::new(object);
@@ -197,7 +236,7 @@ impl<K: Kind> Cache<K> {
             if stale {
                 return;
             }
-            held.objects.insert(key, object.clone())
+            held.put(key, object.clone())
         };
         match old {
             Some(old) => self.tell(&[&old, &object]),
@@ -205,7 +244,7 @@ impl<K: Kind> Cache<K> {
         }
     }
 
-    fn remove(&self, object: &K) {
+    pub(crate) fn remove(&self, object: &K) {
         let key = Key::of(object);
         let old = {
             let mut held = self.held.write();
@@ -213,14 +252,14 @@ impl<K: Kind> Cache<K> {
             held.seen = held.seen.max(gone);
             let newer =
                 held.objects.get(&key).and_then(|known| version(&**known)).is_some_and(|known| known > gone);
-            if newer { None } else { held.objects.remove(&key) }
+            if newer { None } else { held.take(&key) }
         };
         if let Some(old) = old {
             self.tell(&[&old]);
         }
     }
 
-    fn replace(&self, objects: Vec<K>) {
+    pub(crate) fn replace(&self, objects: Vec<K>) {
         let mut new = BTreeMap::new();
         let mut seen = 0;
         for mut object in objects {
@@ -231,7 +270,7 @@ impl<K: Kind> Cache<K> {
         let old = {
             let mut held = self.held.write();
             held.seen = held.seen.max(seen);
-            std::mem::replace(&mut held.objects, new.clone())
+            held.replace(new.clone())
         };
         for object in old.values().chain(new.values()) {
             self.tell(&[object]);

@@ -9,7 +9,7 @@
 //! A controller author learns these words:
 //!
 //! - [`Cache`]: a watched kind, shared by all controllers; sorted, with its own writes visible at
-//!   once ([`Caches::cache`] opens it).
+//!   once ([`Caches::cache`] opens it). An [`Index`] finds its objects by what is written in them.
 //! - [`Controller`]: `name`, `watches`, `observe`, `plan`.
 //! - [`Plan`]: at most one status change of the controller's own object, then effects in order,
 //!   then an instant at which to look again, and the reasons ([`Why`]).
@@ -29,6 +29,7 @@ mod cache;
 mod conditions;
 mod error;
 mod event;
+mod index;
 pub mod lease;
 mod metrics;
 mod plan;
@@ -37,10 +38,11 @@ mod reconnect;
 mod run;
 
 pub use answers::{Answer, Answers};
-pub use cache::{Cache, Caches, Key};
+pub use cache::{Cache, Caches, Key, Kind};
 pub use conditions::{Conditions, Tri, condition, is_true};
 pub use error::{Class, Error};
 pub use holdfast_metrics::{MetricKind, Metrics, Page, WeakMetrics, label_text};
+pub use index::{Index, Terms};
 pub use plan::{
     Create, Effect, Note, NoteKind, Object, Patch, Plan, Ref, Why, controller_of, merge_difference,
     owner_reference,

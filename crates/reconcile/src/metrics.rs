@@ -20,6 +20,16 @@ pub(crate) fn pass(metrics: &Metrics, controller: &str, result: &str, took: Dura
     );
 }
 
+/// A controller has looked at its caches and decided.
+pub(crate) fn decided(metrics: &Metrics, controller: &str, took: Duration) {
+    metrics.add(
+        "holdfast_controller_decision_seconds_total",
+        "Time that a controller's decisions took: looking at the caches and planning.",
+        &[("controller", controller)],
+        took.as_secs_f64(),
+    );
+}
+
 /// A controller has written.
 pub(crate) fn write(metrics: &Metrics, controller: &str, verb: &str) {
     metrics.add(

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use holdfast_env::{Clock, Entropy, Stream, Timestamp};
+use holdfast_env::{Clock, Entropy, Stream, Timestamp, work};
 use jiff::SignedDuration;
 use kube::Client;
 use parking_lot::Mutex;
@@ -292,8 +292,10 @@ async fn pass<C: Controller>(controller: &C, key: &Key, shared: &Shared) -> Resu
         entropy: shared.entropy.pass(controller.name(), &key.to_string(), number),
         client: shared.client.clone(),
     };
-    let Some(observed) = controller.observe(key, input).await? else { return Ok(None) };
-    let plan = C::plan(&observed);
+    let (decided, took) = work::busy(decide(controller, key, input)).await;
+    metrics::decided(&shared.metrics, controller.name(), took);
+    work::note("controller", controller.name(), took);
+    let Some(plan) = decided? else { return Ok(None) };
     if plan.is_empty() {
         debug!(why = %reasons(&plan), "nothing to do");
     } else {
@@ -309,6 +311,11 @@ async fn pass<C: Controller>(controller: &C, key: &Key, shared: &Shared) -> Resu
     };
     tools.apply(&plan).await?;
     Ok(plan.wake)
+}
+
+async fn decide<C: Controller>(controller: &C, key: &Key, input: Pass) -> Result<Option<Plan>, Error> {
+    let observed = controller.observe(key, input).await?;
+    Ok(observed.map(|observed| C::plan(&observed)))
 }
 
 fn reasons(plan: &Plan) -> String {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use holdfast_api::NodeMaintenance;
 use holdfast_api::engine::Instance;
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 
+use crate::indexes;
 use crate::operations::{Machine, Machines};
 
 /// Everything the plan for one Instance depends on.
@@ -44,12 +45,14 @@ impl EvacuationController {
 }
 
 /// Keys of the Instances that shall leave this node.
-fn marked(machines: &Machines, node: &str) -> Vec<Key> {
-    machines.keys(|instance| to_leave(instance) == Some(node))
+fn marked(instances: &Index<Instance>, node: &str) -> Vec<Key> {
+    let mut here = instances.get(&Key::cluster(node));
+    here.retain(|instance| to_leave(instance) == Some(node));
+    here.iter().map(|instance| Key::of(&**instance)).collect()
 }
 
 /// The node that the VM shall leave, whether it can or not.
-fn to_leave(instance: &Instance) -> Option<&str> {
+pub(crate) fn to_leave(instance: &Instance) -> Option<&str> {
     let status = instance.status.as_ref()?;
     status.evacuation_node_name.as_deref().or(status.evacuation_blocked_node.as_deref())
 }
@@ -63,10 +66,10 @@ impl Controller for EvacuationController {
 
     fn watches(&self, on: &mut Watches) {
         self.machines.watch(on);
-        let machines = self.machines.clone();
-        on.map(&self.nodes, move |node| marked(&machines, &node.name_any()));
-        let machines = self.machines.clone();
-        on.map(&self.maintenances, move |maintenance| marked(&machines, &maintenance.spec.node_name));
+        let instances = indexes::instances_at(&self.machines.instances);
+        on.map(&self.nodes, move |node| marked(&instances, &node.name_any()));
+        let instances = indexes::instances_at(&self.machines.instances);
+        on.map(&self.maintenances, move |maintenance| marked(&instances, &maintenance.spec.node_name));
     }
 
     async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {

@@ -16,14 +16,14 @@ use holdfast_api::source::{DataSource, ObjectRefKind};
 use holdfast_api::vm::BlockDeviceKind;
 use holdfast_api::{ClusterVirtualImage, VirtualDisk, VirtualImage, VirtualMachine};
 use holdfast_reconcile::{
-    Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches, controller_of,
+    Answers, Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches, controller_of,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
 
-use crate::Config;
 use crate::vd::{Use, helpers};
+use crate::{Config, indexes};
 
 pub use kinds::Image;
 pub use plan::{Observed, Origin};
@@ -41,6 +41,11 @@ pub struct ImageController<I: Image> {
     pods: Arc<Cache<Pod>>,
     classes: Arc<Cache<StorageClass>>,
     creations: Arc<Answers>,
+    vms_by_device: Index<VirtualMachine>,
+    disks_by_source: Index<VirtualDisk>,
+    owned_volumes: Index<PersistentVolume>,
+    owned_claims: Index<PersistentVolumeClaim>,
+    importers: Index<Pod>,
     version: String,
 }
 
@@ -48,15 +53,22 @@ impl<I: Image> ImageController<I> {
     /// Opens the caches it reads.
     #[must_use]
     pub fn new(caches: &Caches, config: &Config) -> Self {
+        let (disks, vms, pods) = (caches.cache(), caches.cache(), caches.cache());
+        let (claims, volumes) = (caches.cache(), caches.cache());
         Self {
+            vms_by_device: indexes::vms_by_device(&vms),
+            disks_by_source: indexes::disks_by_source(&disks),
+            owned_volumes: indexes::owned(&volumes),
+            owned_claims: indexes::owned(&claims),
+            importers: indexes::importers(&pods),
             own: caches.cache(),
             images: caches.cache(),
             cluster_images: caches.cache(),
-            disks: caches.cache(),
-            vms: caches.cache(),
-            claims: caches.cache(),
-            volumes: caches.cache(),
-            pods: caches.cache(),
+            disks,
+            vms,
+            claims,
+            volumes,
+            pods,
             classes: caches.cache(),
             creations: caches.creations(),
             version: config.version.clone(),
@@ -87,10 +99,8 @@ impl<I: Image> ImageController<I> {
     /// VMs that list the image, as (namespace, use).
     fn uses(&self, image: &I) -> Vec<(String, Use)> {
         let name = image.name_any();
-        let vms = match image.namespace() {
-            Some(namespace) => self.vms.in_namespace(&namespace),
-            None => self.vms.all(),
-        };
+        let namespace = image.namespace().unwrap_or_default();
+        let vms = self.vms_by_device.get(&indexes::device(I::DEVICE.as_str(), &namespace, &name));
         vms.iter()
             .filter_map(|vm| Some((vm.namespace().unwrap_or_default(), Use::of(vm, I::DEVICE, &name)?)))
             .collect()
@@ -108,7 +118,7 @@ impl<I: Image> ImageController<I> {
                 .as_ref()
                 .is_some_and(|r| r.kind == ObjectRefKind::ClusterVirtualImage && r.name == name)
         };
-        let disks = self.disks.filtered(|disk| disk.spec.data_source.as_ref().is_some_and(from_us));
+        let disks = self.disks_by_source.get(&indexes::source(ObjectRefKind::ClusterVirtualImage, &name));
         let images = self.images.filtered(|image| from_us(&image.spec.data_source));
         let mut namespaces: Vec<String> = uses.iter().map(|(namespace, _)| namespace.clone()).collect();
         namespaces.extend(disks.iter().filter_map(|disk| disk.namespace()));
@@ -169,30 +179,20 @@ impl<I: Image> Controller for ImageController<I> {
             self.volumes.get(&Key::cluster(name)).map(|volume| (*volume).clone())
         };
         let volume = claim.as_deref().and_then(volume_of);
-        let ours = |owners: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference>| {
-            owners.is_some_and(|owner| owner.uid == uid)
-        };
         let views = views::Views {
             needed_in,
             volume,
-            volumes: self
-                .volumes
-                .filtered(|v| ours(controller_of(v)))
-                .iter()
-                .map(|v| (**v).clone())
-                .collect(),
+            volumes: self.owned_volumes.of_uid(Some(&uid)).iter().map(|v| (**v).clone()).collect(),
             claims: self
-                .claims
-                .filtered(|c| {
-                    c.name_any() == claim_name
-                        && c.namespace().as_ref() != Some(&namespace)
-                        && ours(controller_of(c))
-                })
+                .owned_claims
+                .of_uid(Some(&uid))
                 .iter()
+                .filter(|c| c.name_any() == claim_name && c.namespace().as_ref() != Some(&namespace))
                 .map(|c| (**c).clone())
                 .collect(),
         };
-        let helpers = helpers((&self.pods, &self.creations), &namespace, &uid, claim, &pass.client).await;
+        let helpers =
+            helpers((&self.importers, &self.creations), &namespace, &uid, claim, &pass.client).await;
         Ok(Some(Observed {
             now: pass.now,
             origin: self.origin(&image),

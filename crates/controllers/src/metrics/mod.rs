@@ -23,7 +23,7 @@ use holdfast_reconcile::{Cache, Caches, Metrics, Page};
 use k8s_openapi::api::core::v1::Node;
 
 /// Every metric that the controllers' process exports besides `holdfast_controller_*`.
-pub const NAMES: [&str; 28] = [
+pub const NAMES: [&str; 29] = [
     operations::PHASE,
     operations::CREATED,
     operations::STARTED,
@@ -49,6 +49,7 @@ pub const NAMES: [&str; 28] = [
     moves::UNDECIDED,
     "holdfast_controller_passes_total",
     "holdfast_controller_pass_seconds_total",
+    "holdfast_controller_decision_seconds_total",
     "holdfast_controller_writes_total",
     "holdfast_controller_queue_length",
     LEADING,

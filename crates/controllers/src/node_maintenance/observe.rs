@@ -6,12 +6,14 @@ use std::sync::Arc;
 use holdfast_api::NodeMaintenance;
 use holdfast_api::maintenance::LEASE_PREFIX;
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Answer, Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{
+    Answer, Answers, Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches,
+};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::{Api, ResourceExt as _};
 
-use crate::Config;
+use crate::{Config, indexes};
 
 /// Everything the plan for one NodeMaintenance depends on.
 #[derive(Clone, Debug)]
@@ -42,6 +44,7 @@ pub struct NodeMaintenanceController {
     maintenances: Arc<Cache<NodeMaintenance>>,
     nodes: Arc<Cache<Node>>,
     pods: Arc<Cache<Pod>>,
+    pods_on: Index<Pod>,
     leases: Arc<Cache<Lease>>,
     namespaces: Arc<Cache<Namespace>>,
     evictions: Arc<Answers>,
@@ -52,10 +55,12 @@ impl NodeMaintenanceController {
     /// Opens the caches it needs.
     #[must_use]
     pub fn new(caches: &Caches, config: &Config) -> Self {
+        let pods = caches.cache();
         Self {
             maintenances: caches.cache(),
             nodes: caches.cache(),
-            pods: caches.cache(),
+            pods_on: indexes::pods_on(&pods),
+            pods,
             leases: caches.cache(),
             namespaces: caches.cache(),
             evictions: caches.evictions(),
@@ -110,8 +115,7 @@ impl Controller for NodeMaintenanceController {
             let live = Api::<Node>::all(pass.client).get_opt(&name).await;
             node = live.map_err(|source| Error::api("read", format!("Node {name}"), source))?.map(Arc::new);
         }
-        let here = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(&name);
-        let pods = self.pods.filtered(here);
+        let pods = self.pods_on.get(&Key::cluster(&name));
         let uids = pods.iter().filter_map(|pod| pod.metadata.uid.clone());
         let answers = uids.filter_map(|uid| Some((uid.clone(), self.evictions.of(&uid)?))).collect();
         let others = self.maintenances.filtered(|known| known.is_in_force_on(&name));

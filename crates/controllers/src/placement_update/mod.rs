@@ -15,10 +15,11 @@ use holdfast_api::names::label;
 use holdfast_domain::neighbours::{self, Asker, Neighbour};
 use holdfast_domain::placement;
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt as _;
 
+use crate::indexes;
 use crate::operations::{Machine, Machines};
 
 pub use plan::plan;
@@ -53,13 +54,27 @@ pub struct PlacementController {
     nodes: Arc<Cache<Node>>,
     pods: Arc<Cache<Pod>>,
     namespaces: Arc<Cache<Namespace>>,
+    /// Instances that are on a node against their placement, by [`MISMATCH`].
+    misplaced: Index<Instance>,
+    /// Instances with rules about other VMs and pods, by [`RULED`].
+    ruled: Index<Instance>,
+}
+
+/// A term: what has rules about its neighbours.
+const RULED: &str = "ruled";
+
+fn all_where(is: bool, term: &str) -> Vec<Key> {
+    is.then(|| Key::cluster(term)).into_iter().collect()
 }
 
 impl PlacementController {
     /// Opens the caches it needs.
     #[must_use]
     pub fn new(caches: &Caches) -> Self {
+        let instances = caches.cache::<Instance>();
         Self {
+            misplaced: instances.index(MISMATCH, |i| all_where(misplaced(i).is_some(), MISMATCH)),
+            ruled: instances.index(RULED, |i| all_where(neighbours::has_rules(&i.spec.placement), RULED)),
             machines: Arc::new(Machines::new(caches)),
             nodes: caches.cache(),
             pods: caches.cache(),
@@ -125,20 +140,20 @@ impl Controller for PlacementController {
     fn watches(&self, on: &mut Watches) {
         self.machines.watch(on);
         // A node is written often (heartbeats); only those concerned are looked up.
-        let machines = self.machines.clone();
+        let here = indexes::instances_at(&self.machines.instances);
+        let misplaced = self.misplaced.clone();
         on.map(&self.nodes, move |node| {
-            let name = node.name_any();
-            machines.keys(|instance| {
-                let at = instance.status.as_ref().and_then(|status| status.node.as_ref());
-                at == Some(&name) || misplaced(instance).is_some()
-            })
+            let mut keys = here.keys(&Key::cluster(node.name_any()));
+            keys.extend(misplaced.keys(&Key::cluster(MISMATCH)));
+            keys
         });
-        let machines = self.machines.clone();
+        let ruled = self.ruled.clone();
         on.map(&self.pods, move |pod| {
-            let placed = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
-            machines.keys(|instance| {
-                placed && neighbours::has_rules(&instance.spec.placement) && !is_of(pod, instance)
-            })
+            if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
+                return Vec::new();
+            }
+            let ruled = ruled.get(&Key::cluster(RULED));
+            ruled.iter().filter(|instance| !is_of(pod, instance)).map(|i| Key::of(&**i)).collect()
         });
     }
 

@@ -7,19 +7,19 @@ mod status;
 use std::sync::Arc;
 
 use holdfast_api::import::Progress;
-use holdfast_api::names::{claim_name, label};
+use holdfast_api::names::claim_name;
 use holdfast_api::source::ObjectRefKind;
 use holdfast_api::vi::ImagePhase;
 use holdfast_api::vm::BlockDeviceKind;
 use holdfast_api::{ClusterVirtualImage, VirtualDisk, VirtualImage, VirtualMachine};
-use holdfast_reconcile::{Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Answers, Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
 use kube::api::{Api, LogParams};
 
-use crate::Config;
 use crate::import::Helpers;
+use crate::{Config, indexes};
 
 pub use plan::{Observed, SourceImage, Use};
 
@@ -34,6 +34,8 @@ pub struct VdController {
     pods: Arc<Cache<Pod>>,
     classes: Arc<Cache<StorageClass>>,
     creations: Arc<Answers>,
+    vms_by_device: Index<VirtualMachine>,
+    importers: Index<Pod>,
     version: String,
 }
 
@@ -41,13 +43,16 @@ impl VdController {
     /// Opens the caches it reads.
     #[must_use]
     pub fn new(caches: &Caches, config: &Config) -> Self {
+        let (vms, pods) = (caches.cache(), caches.cache());
         Self {
+            vms_by_device: indexes::vms_by_device(&vms),
+            importers: indexes::importers(&pods),
             disks: caches.cache(),
             images: caches.cache(),
             cluster_images: caches.cache(),
-            vms: caches.cache(),
+            vms,
             claims: caches.cache(),
-            pods: caches.cache(),
+            pods,
             classes: caches.cache(),
             creations: caches.creations(),
             version: config.version.clone(),
@@ -55,15 +60,10 @@ impl VdController {
     }
 
     /// Keys of disks filled from an image.
-    fn filled_from(disks: &Cache<VirtualDisk>, kind: ObjectRefKind, name: &str, namespace: &str) -> Vec<Key> {
-        let reference = |disk: &VirtualDisk| {
-            let source = disk.spec.data_source.as_ref()?.object_ref.clone()?;
-            (source.kind == kind && source.name == name).then_some(())
-        };
-        let here =
-            |disk: &VirtualDisk| namespace.is_empty() || disk.namespace().as_deref() == Some(namespace);
-        let found = disks.filtered(|disk| here(disk) && reference(disk).is_some());
-        found.iter().map(|disk| Key::of(&**disk)).collect()
+    fn filled_from(disks: &Index<VirtualDisk>, kind: ObjectRefKind, name: &str, namespace: &str) -> Vec<Key> {
+        let mut found = disks.keys(&indexes::source(kind, name));
+        found.retain(|disk| namespace.is_empty() || disk.namespace == namespace);
+        found
     }
 
     fn source_image(&self, disk: &VirtualDisk) -> Option<SourceImage> {
@@ -101,7 +101,12 @@ impl VdController {
     /// VMs of the namespace whose spec or status lists the disk.
     fn uses(&self, disk: &VirtualDisk) -> Vec<Use> {
         let name = disk.name_any();
-        let vms = self.vms.in_namespace(&disk.namespace().unwrap_or_default());
+        let namespace = disk.namespace().unwrap_or_default();
+        let vms = self.vms_by_device.get(&indexes::device(
+            BlockDeviceKind::VirtualDisk.as_str(),
+            &namespace,
+            &name,
+        ));
         vms.iter().filter_map(|vm| Use::of(vm, BlockDeviceKind::VirtualDisk, &name)).collect()
     }
 
@@ -152,8 +157,9 @@ impl Controller for VdController {
     }
 
     fn watches(&self, on: &mut Watches) {
-        let (by_vi, by_cvi, by_class, by_vm) =
-            (self.disks.clone(), self.disks.clone(), self.disks.clone(), self.disks.clone());
+        let by_class = self.disks.clone();
+        let (by_vi, by_cvi) = (indexes::disks_by_source(&self.disks), indexes::disks_by_source(&self.disks));
+        let by_vm = indexes::disks_by_vm(&self.disks);
         on.own(&self.disks)
             .owned_by::<VirtualDisk, _>(&self.claims)
             .owned_by::<VirtualDisk, _>(&self.pods)
@@ -181,12 +187,7 @@ impl Controller for VdController {
                     .filter(|(kind, _)| *kind == BlockDeviceKind::VirtualDisk)
                     .map(|(_, name)| Key::new(&namespace, name))
                     .collect();
-                let name = vm.name_any();
-                let knows = by_vm.in_namespace(&namespace);
-                let knows = knows.iter().filter(|disk| {
-                    disk.status.iter().any(|s| s.attached_to_virtual_machines.iter().any(|a| a.name == name))
-                });
-                keys.extend(knows.map(|disk| Key::of(&**disk)));
+                keys.extend(by_vm.keys(&Key::of(vm)));
                 keys
             });
     }
@@ -195,7 +196,8 @@ impl Controller for VdController {
         let Some(disk) = self.disks.get(key) else { return Ok(None) };
         let uid = disk.uid().unwrap_or_default();
         let claim = self.claims.named(&key.namespace, &claim_name("vd", &key.name, &uid));
-        let helpers = helpers((&self.pods, &self.creations), &key.namespace, &uid, claim, &pass.client).await;
+        let helpers =
+            helpers((&self.importers, &self.creations), &key.namespace, &uid, claim, &pass.client).await;
         Ok(Some(Observed {
             now: pass.now,
             source_image: self.source_image(&disk),
@@ -221,18 +223,15 @@ fn source_disk(source: &holdfast_api::source::DataSource, namespace: &str) -> Op
 
 /// Helper objects of an owner, with the running importer's last progress line.
 pub(crate) async fn helpers(
-    (pods, creations): (&Cache<Pod>, &Answers),
+    (importers, creations): (&Index<Pod>, &Answers),
     namespace: &str,
     uid: &str,
     claim: Option<Arc<PersistentVolumeClaim>>,
     client: &kube::Client,
 ) -> Helpers {
-    let pods: Vec<Pod> = pods
-        .in_namespace(namespace)
-        .iter()
-        .filter(|pod| pod.labels().get(label::IMPORT_OWNER_UID).is_some_and(|owner| owner == uid))
-        .map(|pod| (**pod).clone())
-        .collect();
+    let pods = importers.of_uid(Some(uid));
+    let here = pods.iter().filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace));
+    let pods: Vec<Pod> = here.map(|pod| (**pod).clone()).collect();
     let running =
         pods.iter().find(|pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
     let progress = match running {

@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use holdfast_api::names::label;
 use holdfast_api::{Quantity, VirtualMachine, VirtualMachineClass};
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
+
+use crate::indexes;
 
 pub use plan::{NodeFacts, Observed, defaults};
 
@@ -20,13 +22,16 @@ pub struct VmClassController {
     classes: Arc<Cache<VirtualMachineClass>>,
     nodes: Arc<Cache<Node>>,
     vms: Arc<Cache<VirtualMachine>>,
+    of_class: Index<VirtualMachine>,
 }
 
 impl VmClassController {
     /// Opens the caches it reads.
     #[must_use]
     pub fn new(caches: &Caches) -> Self {
-        Self { classes: caches.cache(), nodes: caches.cache(), vms: caches.cache() }
+        let vms = caches.cache::<VirtualMachine>();
+        let of_class = indexes::vms_by_class(&vms);
+        Self { classes: caches.cache(), nodes: caches.cache(), vms, of_class }
     }
 }
 
@@ -38,9 +43,14 @@ impl Controller for VmClassController {
     }
 
     fn watches(&self, on: &mut Watches) {
-        let classes = self.classes.clone();
+        let (classes, wanted) = (self.classes.clone(), self.classes.clone());
         on.own(&self.classes)
-            .map(&self.vms, |vm| vec![Key::cluster(vm.spec.virtual_machine_class_name.clone())])
+            // Who uses a class matters once it is to go.
+            .map(&self.vms, move |vm| {
+                let key = Key::cluster(&vm.spec.virtual_machine_class_name);
+                let leaving = wanted.get(&key).is_some_and(|class| is_leaving(&class));
+                if leaving { vec![key] } else { Vec::new() }
+            })
             .map(&self.nodes, move |_| {
                 let known = classes.all().into_iter().map(|class| class.name_any());
                 let wanted = defaults().into_iter().map(|class| class.name_any());
@@ -57,12 +67,10 @@ impl Controller for VmClassController {
             return Ok(None);
         }
         let nodes = self.nodes.all().iter().map(|node| facts(node)).collect();
-        let users = self
-            .vms
-            .filtered(|vm| vm.spec.virtual_machine_class_name == key.name)
-            .iter()
-            .map(|vm| format!("{}/{}", vm.namespace().unwrap_or_default(), vm.name_any()))
-            .collect();
+        let users = match class.as_ref().is_some_and(|class| is_leaving(class)) {
+            true => self.of_class.keys(&Key::cluster(&key.name)).iter().map(ToString::to_string).collect(),
+            false => Vec::new(),
+        };
         let class = class.map(|class| (*class).clone());
         Ok(Some(Observed { now: pass.now, name: key.name.clone(), class, nodes, users }))
     }
@@ -70,6 +78,10 @@ impl Controller for VmClassController {
     fn plan(observed: &Observed) -> Plan {
         plan::plan(observed)
     }
+}
+
+fn is_leaving(class: &VirtualMachineClass) -> bool {
+    class.metadata.deletion_timestamp.is_some()
 }
 
 fn facts(node: &Node) -> NodeFacts {

@@ -24,7 +24,7 @@ pub struct Observed {
     pub class: Option<VirtualMachineClass>,
     /// All nodes, sorted by name.
     pub nodes: Vec<NodeFacts>,
-    /// VMs that name the class, as `namespace/name`, sorted.
+    /// VMs that name the class, as `namespace/name`, sorted; not looked at unless the class is being deleted.
     pub users: Vec<String>,
 }
 
@@ -86,6 +86,15 @@ pub fn plan(o: &Observed) -> Plan {
     plan
 }
 
+/// The first few, and how many more there are.
+fn some_of(users: &[String]) -> String {
+    const SHOWN: usize = 20;
+    match users.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        Some(more) => format!("{} and {more} more", users[..SHOWN].join(", ")),
+        None => users.join(", "),
+    }
+}
+
 fn status(
     o: &Observed,
     class: &VirtualMachineClass,
@@ -102,7 +111,7 @@ fn status(
     }
     let deleting = class.metadata.deletion_timestamp.is_some();
     if deleting {
-        let message = format!("The class is in use by {}.", o.users.join(", "));
+        let message = format!("The class is in use by {}.", some_of(&o.users));
         conditions.is(InUse::VirtualMachineClassInUse, message);
     }
     VirtualMachineClassStatus {
@@ -275,6 +284,9 @@ mod tests {
         let status = busy.status.unwrap().body;
         assert_eq!(status["status"]["phase"], "Terminating");
         assert!(status.to_string().contains("The class is in use by shop/web."));
+        o.users = (0..25).map(|n| format!("shop/web-{n}")).collect();
+        let status = plan(&o).status.unwrap().body.to_string();
+        assert!(status.contains("shop/web-19 and 5 more.") && !status.contains("web-20"));
         o.users.clear();
         assert!(
             matches!(&plan(&o).effects[..], [Effect::Patch(patch)] if patch.body["metadata"]["finalizers"] == serde_json::json!([]))

@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use holdfast_api::names::label;
 use holdfast_api::settings::{ModuleConfig, VirtualizationSettings};
-use holdfast_api::vmip::VmipPhase;
-use holdfast_api::vmipl::lease_address;
+use holdfast_api::vmipl::{VmiplPhase, lease_address};
 use holdfast_api::{VirtualMachine, VirtualMachineIPAddress, VirtualMachineIPAddressLease};
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches, controller_of};
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches, controller_of};
 use kube::ResourceExt as _;
+
+use crate::indexes;
 
 pub use plan::{Observed, VmUse};
 
@@ -24,16 +25,30 @@ pub struct VmipController {
     leases: Arc<Cache<VirtualMachineIPAddressLease>>,
     vms: Arc<Cache<VirtualMachine>>,
     settings: Arc<Cache<ModuleConfig>>,
+    held: Index<VirtualMachineIPAddressLease>,
+    vms_by_address: Index<VirtualMachine>,
+}
+
+/// How many addresses that wait for any lease a freed one wakes.
+const WOKEN: usize = 8;
+
+/// Somebody else may have the lease, or will soon.
+fn is_freed(lease: &VirtualMachineIPAddressLease) -> bool {
+    let bound = lease.status.as_ref().is_none_or(|status| status.phase == Some(VmiplPhase::Bound));
+    lease.metadata.deletion_timestamp.is_some() || !bound
 }
 
 impl VmipController {
     /// Opens the caches it reads.
     #[must_use]
     pub fn new(caches: &Caches) -> Self {
+        let (leases, vms) = (caches.cache(), caches.cache());
         Self {
             addresses: caches.cache(),
-            leases: caches.cache(),
-            vms: caches.cache(),
+            held: indexes::leases_of(&leases),
+            leases,
+            vms_by_address: indexes::vms_by_address(&vms),
+            vms,
             settings: caches.cache(),
         }
     }
@@ -47,58 +62,58 @@ impl Controller for VmipController {
     }
 
     fn watches(&self, on: &mut Watches) {
-        let waiting = |addresses: &Cache<VirtualMachineIPAddress>| -> Vec<Key> {
-            let pending = |vmip: &VirtualMachineIPAddress| {
-                vmip.status.as_ref().and_then(|s| s.phase).unwrap_or_default() == VmipPhase::Pending
-            };
-            addresses.filtered(pending).iter().map(|vmip| Key::of(&**vmip)).collect()
-        };
-        let (by_lease, by_settings, by_vm) =
-            (self.addresses.clone(), self.addresses.clone(), self.addresses.clone());
+        let pending = indexes::pending(&self.addresses);
+        let waiting = pending.clone();
+        let (owned, used) = (indexes::owned(&self.addresses), indexes::addresses_by_vm(&self.addresses));
         on.own(&self.addresses)
             .map(&self.leases, move |lease| {
-                let mut keys = waiting(&by_lease);
-                if let Some(holder) = &lease.spec.virtual_machine_ip_address_ref {
-                    keys.push(Key::new(&holder.namespace, &holder.name));
+                let holder = lease.spec.virtual_machine_ip_address_ref.as_ref();
+                let mut keys: Vec<Key> =
+                    holder.map(|holder| Key::new(&holder.namespace, &holder.name)).into_iter().collect();
+                if is_freed(lease) {
+                    // It serves one; the others look again by themselves.
+                    let waiting = waiting.get(&Key::cluster(indexes::PENDING)).into_iter();
+                    let wants = |vmip: &Arc<VirtualMachineIPAddress>| {
+                        wanted_lease(vmip).is_none_or(|wanted| wanted == lease.name_any())
+                    };
+                    keys.extend(waiting.filter(wants).take(WOKEN).map(|vmip| Key::of(&*vmip)));
                 }
                 keys
             })
-            .map(&self.settings, move |_| waiting(&by_settings))
+            .map(&self.settings, move |_| pending.keys(&Key::cluster(indexes::PENDING)))
             .map(&self.vms, move |vm| {
                 let namespace = vm.namespace().unwrap_or_default();
-                let concerns = |vmip: &VirtualMachineIPAddress| relation(vm, vmip).is_some();
-                by_vm
-                    .in_namespace(&namespace)
-                    .iter()
-                    .filter(|vmip| concerns(vmip) || used_by(vmip) == vm.metadata.name.as_deref())
-                    .map(|vmip| Key::of(&**vmip))
-                    .collect()
+                let reported = vm.status.as_ref().and_then(|s| s.virtual_machine_ip_address_name.as_ref());
+                let named = vm.spec.virtual_machine_ip_address_name.as_ref();
+                let mut keys: Vec<Key> =
+                    reported.into_iter().chain(named).map(|name| Key::new(&namespace, name)).collect();
+                keys.extend(owned.of_uid(vm.metadata.uid.as_deref()).iter().map(|vmip| Key::of(&**vmip)));
+                keys.extend(used.keys(&Key::of(vm)));
+                keys
             });
     }
 
     async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
         let Some(vmip) = self.addresses.get(key) else { return Ok(None) };
         let settings = VirtualizationSettings::find(self.settings.all().iter().map(|config| &**config));
-        let leases = self.leases.all();
-        let taken: BTreeSet<_> = leases.iter().filter_map(|lease| lease_address(&lease.name_any())).collect();
         let wanted = wanted_lease(&vmip);
         let uid = vmip.uid().unwrap_or_default();
-        let ours = |lease: &&Arc<VirtualMachineIPAddressLease>| {
+        let ours = |lease: &Arc<VirtualMachineIPAddressLease>| {
             lease.labels().get(label::IP_ADDRESS_UID) == Some(&uid)
-                && lease
-                    .spec
-                    .virtual_machine_ip_address_ref
-                    .as_ref()
-                    .is_some_and(|holder| holder.name == key.name && holder.namespace == key.namespace)
         };
         let lease = match &wanted {
-            Some(name) => leases.iter().find(|lease| lease.name_any() == *name),
-            None => leases.iter().find(ours),
+            Some(name) => self.leases.get(&Key::cluster(name)),
+            None => self.held.get(key).into_iter().find(ours),
+        };
+        // All leases are looked at only where one must be chosen among those that are free.
+        let taken = match wanted.is_none() && lease.is_none() {
+            true => self.leases.all().iter().filter_map(|lease| lease_address(&lease.name_any())).collect(),
+            false => BTreeSet::new(),
         };
         Ok(Some(Observed {
             now: pass.now,
-            users: users(&self.vms, &vmip),
-            lease: lease.map(|lease| (**lease).clone()),
+            users: self.users(&vmip),
+            lease: lease.map(|lease| (*lease).clone()),
             pool: settings.subnets(),
             taken,
             entropy: pass.entropy,
@@ -118,10 +133,6 @@ fn wanted_lease(vmip: &VirtualMachineIPAddress) -> Option<String> {
     Some(holdfast_api::vmipl::lease_name(address.parse().ok()?))
 }
 
-fn used_by(vmip: &VirtualMachineIPAddress) -> Option<&str> {
-    vmip.status.as_ref()?.virtual_machine_name.as_deref()
-}
-
 /// How a VM is bound to an address, strongest first (api.md A5 `Attached`).
 fn relation(vm: &VirtualMachine, vmip: &VirtualMachineIPAddress) -> Option<VmUse> {
     let name = vmip.metadata.name.as_deref();
@@ -138,19 +149,25 @@ fn relation(vm: &VirtualMachine, vmip: &VirtualMachineIPAddress) -> Option<VmUse
     (owner && named.is_none()).then_some(VmUse::Owner)
 }
 
-/// VMs that use the address: relation and name. A VM being deleted without pods does not count.
-fn users(vms: &Cache<VirtualMachine>, vmip: &VirtualMachineIPAddress) -> Vec<(VmUse, String)> {
-    let namespace = vmip.namespace().unwrap_or_default();
-    let alive = |vm: &VirtualMachine| {
-        vm.metadata.deletion_timestamp.is_none()
-            || vm.status.as_ref().is_some_and(|status| !status.virtual_machine_pods.is_empty())
-    };
-    let mut users: Vec<_> = vms
-        .in_namespace(&namespace)
-        .iter()
-        .filter(|vm| alive(vm))
-        .filter_map(|vm| Some((relation(vm, vmip)?, vm.name_any())))
-        .collect();
-    users.sort();
-    users
+impl VmipController {
+    /// VMs that use the address: relation and name. A VM being deleted without pods does not count.
+    fn users(&self, vmip: &VirtualMachineIPAddress) -> Vec<(VmUse, String)> {
+        let namespace = vmip.namespace().unwrap_or_default();
+        let alive = |vm: &VirtualMachine| {
+            vm.metadata.deletion_timestamp.is_none()
+                || vm.status.as_ref().is_some_and(|status| !status.virtual_machine_pods.is_empty())
+        };
+        let owner = controller_of(vmip).and_then(|owner| self.vms.named(&namespace, &owner.name));
+        let mut users: Vec<_> = self
+            .vms_by_address
+            .get(&Key::of(vmip))
+            .iter()
+            .chain(&owner)
+            .filter(|vm| alive(vm))
+            .filter_map(|vm| Some((relation(vm, vmip)?, vm.name_any())))
+            .collect();
+        users.sort();
+        users.dedup();
+        users
+    }
 }

@@ -10,6 +10,8 @@ use holdfast_api::{VirtualMachineIPAddress, VirtualMachineIPAddressLease};
 use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
 use kube::ResourceExt as _;
 
+use crate::indexes;
+
 pub use plan::{Holder, Observed};
 
 /// The lease controller; key = name of a lease.
@@ -36,18 +38,8 @@ impl Controller for VmiplController {
     }
 
     fn watches(&self, on: &mut Watches) {
-        let leases = self.leases.clone();
-        on.own(&self.leases).map(&self.addresses, move |vmip| {
-            let me = Key::of(vmip);
-            let names_it = |lease: &VirtualMachineIPAddressLease| {
-                lease
-                    .spec
-                    .virtual_machine_ip_address_ref
-                    .as_ref()
-                    .is_some_and(|holder| holder.name == me.name && holder.namespace == me.namespace)
-            };
-            leases.filtered(names_it).iter().map(|lease| Key::of(&**lease)).collect()
-        });
+        let leases = indexes::leases_of(&self.leases);
+        on.own(&self.leases).map(&self.addresses, move |vmip| leases.keys(&Key::of(vmip)));
     }
 
     async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {

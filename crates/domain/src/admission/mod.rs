@@ -60,6 +60,10 @@ pub trait View {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value>;
     /// The objects of a namespace, or of all.
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Value>;
+    /// Those of [`View::list`] that can hold this piece of JSON text; may give more.
+    fn list_holding(&self, group: &str, resource: &str, namespace: Option<&str>, _text: &str) -> Vec<Value> {
+        self.list(group, resource, namespace)
+    }
     /// The control plane is one process on one machine: nodes carry no part of it, whatever their labels say.
     fn is_embedded(&self) -> bool {
         false

@@ -15,14 +15,16 @@ pub(super) fn validate(request: &Request<'_>, view: &dyn View) -> Verdict {
     for (key, value) in selector.into_iter().flatten() {
         check_label(key, value)?;
     }
-    let unfinished =
-        view.list(GROUP, "virtualmachineoperations", Some(request.namespace)).iter().find_map(|known| {
-            let known: VirtualMachineOperation = parse(known).ok()?;
-            let phase = known.status.as_ref().map_or(VmopPhase::Pending, |status| status.phase);
-            let same = known.spec.virtual_machine_name == operation.spec.virtual_machine_name;
-            let blocks = same && !phase.is_final() && known.metadata.deletion_timestamp.is_none();
-            (blocks && !power::supersedes(kind(&operation), kind(&known))).then_some(known)
-        });
+    // Of the many operations of a large namespace only those of the VM are read.
+    let names_it = format!("\"virtualMachineName\":\"{}\"", operation.spec.virtual_machine_name);
+    let of_vm = view.list_holding(GROUP, "virtualmachineoperations", Some(request.namespace), &names_it);
+    let unfinished = of_vm.iter().find_map(|known| {
+        let known: VirtualMachineOperation = parse(known).ok()?;
+        let phase = known.status.as_ref().map_or(VmopPhase::Pending, |status| status.phase);
+        let same = known.spec.virtual_machine_name == operation.spec.virtual_machine_name;
+        let blocks = same && !phase.is_final() && known.metadata.deletion_timestamp.is_none();
+        (blocks && !power::supersedes(kind(&operation), kind(&known))).then_some(known)
+    });
     match unfinished {
         None => Ok(Vec::new()),
         Some(known) => Err(format!(

@@ -71,7 +71,7 @@ impl ListOptions {
     }
 }
 
-/// Whether both selectors choose the object; parses it only if a field other than its name is asked for.
+/// Whether both selectors choose the object; parses it only if a field is asked for that is not at hand.
 pub(super) fn selects(
     served: &Served,
     labels: &LabelSelector,
@@ -86,6 +86,7 @@ pub(super) fn selects(
         let value = match requirement.field.as_str() {
             "metadata.name" => &*object.key.name,
             "metadata.namespace" => &*object.key.namespace,
+            "spec.nodeName" if served.is("", "pods") => object.node.as_deref().unwrap_or_default(),
             _ => {
                 other_fields = true;
                 continue;

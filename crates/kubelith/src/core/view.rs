@@ -4,11 +4,13 @@ use super::Call;
 use super::txn::Txn;
 use crate::admission::View;
 use crate::auth::UserInfo;
+use crate::store::Object;
 use holdfast_apimachinery::{
     kind::Endpoint,
     status::{GroupResource, Status},
 };
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// The view of a running write.
 pub(super) struct TxnView<'t, 'a>(pub &'t Txn<'a>);
@@ -24,6 +26,15 @@ impl View for TxnView<'_, '_> {
         let registry = self.0.core.registry();
         let Some(served) = registry.preferred(group, resource) else { return Vec::new() };
         self.0.list(served, namespace).iter().map(|object| served.read(object)).collect()
+    }
+
+    fn list_holding(&self, group: &str, resource: &str, namespace: Option<&str>, text: &str) -> Vec<Value> {
+        let registry = self.0.core.registry();
+        let Some(served) = registry.preferred(group, resource) else { return Vec::new() };
+        let objects = self.0.list(served, namespace);
+        let holds =
+            |object: &&Arc<Object>| std::str::from_utf8(&object.json).is_ok_and(|json| json.contains(text));
+        objects.iter().filter(holds).map(|object| served.read(object)).collect()
     }
 
     fn now(&self) -> i64 {

@@ -34,6 +34,8 @@ pub struct Object {
     pub rev: u64,
     /// `metadata.labels` (null if absent), for selectors without parsing the object.
     pub labels: Value,
+    /// `spec.nodeName`, by which every node runtime selects its pods.
+    pub node: Option<Arc<str>>,
     /// The complete object as compact JSON, in the storage version, with its resourceVersion.
     pub json: Bytes,
 }
@@ -63,6 +65,7 @@ impl Object {
             uid: text("uid").into(),
             rev,
             labels: value["metadata"]["labels"].clone(),
+            node: value["spec"]["nodeName"].as_str().map(Into::into),
             json,
         }
     }

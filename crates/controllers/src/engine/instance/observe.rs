@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use holdfast_api::engine::{Instance, InstanceState, Migration};
-use holdfast_api::names::{PLATFORM_NAMESPACE, label};
+use holdfast_api::names::PLATFORM_NAMESPACE;
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Answers, Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
 use kube::ResourceExt as _;
 
-use crate::Config;
 use crate::firmware::Launchers;
+use crate::{Config, indexes};
 
 /// Prefix of the names of fence Leases (failure-and-rebalancing.md §2.4).
 const FENCE_LEASE_PREFIX: &str = "fence-";
@@ -43,6 +43,7 @@ pub struct Observed {
 pub struct InstanceController {
     instances: Arc<Cache<Instance>>,
     pods: Arc<Cache<Pod>>,
+    launcher_pods: Index<Pod>,
     leases: Arc<Cache<Lease>>,
     migrations: Arc<Cache<Migration>>,
     quotas: Arc<Cache<ResourceQuota>>,
@@ -54,9 +55,11 @@ impl InstanceController {
     /// Opens the caches it needs.
     #[must_use]
     pub fn new(caches: &Caches, config: &Config) -> Self {
+        let pods = caches.cache::<Pod>();
         Self {
             instances: caches.cache(),
-            pods: caches.cache(),
+            launcher_pods: indexes::launchers(&pods),
+            pods,
             leases: caches.cache(),
             migrations: caches.cache(),
             quotas: caches.cache(),
@@ -68,14 +71,11 @@ impl InstanceController {
 
 /// The launcher pods of an Instance, sorted by name.
 #[must_use]
-pub fn launcher_pods(pods: &Cache<Pod>, instance: &Instance) -> Vec<Arc<Pod>> {
-    let uid = instance.metadata.uid.as_deref();
-    let namespace = instance.metadata.namespace.as_deref().unwrap_or_default();
-    let ours = |pod: &Pod| {
-        pod.metadata.labels.as_ref().and_then(|labels| labels.get(label::CREATED_BY)).map(String::as_str)
-            == uid
-    };
-    pods.in_namespace(namespace).into_iter().filter(|pod| uid.is_some() && ours(pod)).collect()
+pub fn launcher_pods(launchers: &Index<Pod>, instance: &Instance) -> Vec<Arc<Pod>> {
+    let namespace = instance.metadata.namespace.as_deref();
+    let mut pods = launchers.of_uid(instance.metadata.uid.as_deref());
+    pods.retain(|pod| pod.metadata.namespace.as_deref() == namespace);
+    pods
 }
 
 /// When the agent of the Instance's claimed node took the node's fence Lease under another boot id:
@@ -136,10 +136,11 @@ impl Controller for InstanceController {
             all.iter().filter(|instance| refused(instance).is_some()).map(|i| Key::of(&**i)).collect()
         });
         // Leases are renewed every few seconds: only Instances that a change concerns are woken.
-        let instances = self.instances.clone();
+        let instances = indexes::instances_at(&self.instances);
         on.map(&*self.leases, move |lease| {
             let Some((node, boot)) = fence_holder(lease) else { return Vec::new() };
-            let concerned = instances.filtered(|instance| {
+            let mut concerned = instances.get(&Key::cluster(&node));
+            concerned.retain(|instance| {
                 let Some(status) = &instance.status else { return false };
                 match &status.claim {
                     Some(claim) => {
@@ -156,7 +157,7 @@ impl Controller for InstanceController {
 
     async fn observe(&self, key: &Key, mut pass: Pass) -> Result<Option<Observed>, Error> {
         let Some(instance) = self.instances.get(key) else { return Ok(None) };
-        let pods = launcher_pods(&self.pods, &instance);
+        let pods = launcher_pods(&self.launcher_pods, &instance);
         let boots = self
             .leases
             .in_namespace(PLATFORM_NAMESPACE)

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use holdfast_api::engine::{Instance, Migration, MigrationState};
+use holdfast_api::engine::{Instance, Migration};
 use holdfast_api::names::label;
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Answers, Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Answers, Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use crate::Config;
 use crate::engine::instance::{fence_holder, launcher_pods, node_lost_since};
 use crate::firmware::Launchers;
+use crate::{Config, indexes};
 
 /// Everything the plan for one move depends on.
 #[derive(Clone, Debug)]
@@ -53,6 +53,7 @@ pub struct MigrationController {
     migrations: Arc<Cache<Migration>>,
     instances: Arc<Cache<Instance>>,
     pods: Arc<Cache<Pod>>,
+    launcher_pods: Index<Pod>,
     leases: Arc<Cache<Lease>>,
     creations: Arc<Answers>,
     launchers: Launchers,
@@ -62,10 +63,12 @@ impl MigrationController {
     /// Opens the caches it needs.
     #[must_use]
     pub fn new(caches: &Caches, config: &Config) -> Self {
+        let pods = caches.cache::<Pod>();
         Self {
             migrations: caches.cache(),
             instances: caches.cache(),
-            pods: caches.cache(),
+            launcher_pods: indexes::launchers(&pods),
+            pods,
             leases: caches.cache(),
             creations: caches.creations(),
             launchers: Launchers::new(caches, config),
@@ -91,29 +94,25 @@ impl Controller for MigrationController {
     fn watches(&self, on: &mut Watches) {
         on.own(&self.migrations);
         // Every launcher of the Instance: a new move waits until those of earlier ones are gone.
-        let migrations = self.migrations.clone();
+        let moves = indexes::moves(&self.migrations);
         on.map(&self.pods, move |pod| {
-            let Some(uid) = pod.labels().get(label::CREATED_BY) else { return Vec::new() };
-            let all = migrations.in_namespace(&pod.namespace().unwrap_or_default());
-            all.iter().filter(|m| m.spec.instance.uid == *uid).map(|m| Key::of(&**m)).collect()
+            pod.labels().get(label::CREATED_BY).map(|uid| moves.keys(&Key::cluster(uid))).unwrap_or_default()
         });
-        let migrations = self.migrations.clone();
+        let moves = indexes::moves(&self.migrations);
         on.map(&self.instances, move |instance| {
-            let all = migrations.in_namespace(&instance.namespace().unwrap_or_default());
-            let same = all.iter().filter(|m| Some(&m.spec.instance.uid) == instance.metadata.uid.as_ref());
-            same.map(|m| Key::of(&**m)).collect()
+            let uid = instance.metadata.uid.as_ref();
+            uid.map(|uid| moves.keys(&Key::cluster(uid))).unwrap_or_default()
         });
         // Only a change of boot matters, not a renewal.
-        let (migrations, instances) = (self.migrations.clone(), self.instances.clone());
+        let (unfinished, instances) = (indexes::unfinished(&self.migrations), self.instances.clone());
         on.map(&self.leases, move |lease| {
             let Some((node, boot)) = fence_holder(lease) else { return Vec::new() };
-            let lost = migrations.filtered(|m| {
-                let status = m.status.as_ref();
-                let over = status.and_then(|s| s.state).is_some_and(MigrationState::is_final);
+            let mut lost = unfinished.get(&Key::cluster(indexes::UNFINISHED));
+            lost.retain(|m| {
                 let namespace = m.namespace().unwrap_or_default();
                 let instance = instances.named(&namespace, &m.spec.instance.name);
                 let claim = instance.and_then(|i| i.status.as_ref()?.claim.clone());
-                !over && claim.is_some_and(|claim| claim.node == node && claim.boot_id != boot)
+                claim.is_some_and(|claim| claim.node == node && claim.boot_id != boot)
             });
             lost.iter().map(|m| Key::of(&**m)).collect()
         });
@@ -126,7 +125,10 @@ impl Controller for MigrationController {
             .instances
             .named(&key.namespace, &wanted.name)
             .filter(|instance| instance.metadata.uid.as_ref() == Some(&wanted.uid));
-        let pods = instance.as_ref().map(|instance| launcher_pods(&self.pods, instance)).unwrap_or_default();
+        let pods = instance
+            .as_ref()
+            .map(|instance| launcher_pods(&self.launcher_pods, instance))
+            .unwrap_or_default();
         let source_lost = instance.as_ref().and_then(|instance| node_lost_since(&self.leases, instance));
         let image = self.launchers.image();
         let refused = self.refused(&migration);

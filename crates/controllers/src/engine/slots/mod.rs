@@ -7,18 +7,18 @@
 
 mod plan;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_api::engine::{Instance, Migration, MigrationState};
 use holdfast_api::names::label;
 use holdfast_api::settings::{LiveMigrationSettings, ModuleConfig, VirtualizationSettings};
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches};
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 
 use super::migration::migration_uid;
+use crate::indexes;
 
 pub use plan::plan;
 
@@ -54,8 +54,11 @@ pub struct Observed {
 #[derive(Debug)]
 pub struct SlotsController {
     migrations: Arc<Cache<Migration>>,
+    unfinished: Index<Migration>,
     instances: Arc<Cache<Instance>>,
     pods: Arc<Cache<Pod>>,
+    launchers: Index<Pod>,
+    targets: Index<Pod>,
     nodes: Arc<Cache<Node>>,
     settings: Arc<Cache<ModuleConfig>>,
 }
@@ -64,10 +67,14 @@ impl SlotsController {
     /// Opens the caches it needs.
     #[must_use]
     pub fn new(caches: &Caches) -> Self {
+        let (migrations, pods) = (caches.cache::<Migration>(), caches.cache::<Pod>());
         Self {
-            migrations: caches.cache(),
+            unfinished: indexes::unfinished(&migrations),
+            migrations,
             instances: caches.cache(),
-            pods: caches.cache(),
+            launchers: indexes::launchers(&pods),
+            targets: indexes::targets(&pods),
+            pods,
             nodes: caches.cache(),
             settings: caches.cache(),
         }
@@ -91,10 +98,6 @@ fn state_of(migration: &Migration) -> MigrationState {
     migration.status.as_ref().and_then(|status| status.state).unwrap_or_default()
 }
 
-fn is_unfinished(migration: &Migration) -> bool {
-    !state_of(migration).is_final()
-}
-
 impl Controller for SlotsController {
     type Observed = Observed;
 
@@ -109,16 +112,8 @@ impl Controller for SlotsController {
     }
 
     async fn observe(&self, _: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
-        let mut targets: BTreeMap<String, Arc<Pod>> = BTreeMap::new();
-        let mut made_for: BTreeSet<String> = BTreeSet::new();
-        for pod in self.pods.filtered(|pod| migration_uid(pod).is_some()) {
-            let gone = pod.metadata.deletion_timestamp.is_some();
-            made_for.extend(migration_uid(&pod).map(str::to_owned));
-            if let Some(uid) = migration_uid(&pod).filter(|_| !gone) {
-                targets.insert(uid.to_owned(), pod.clone());
-            }
-        }
-        let moves = self.migrations.filtered(is_unfinished).into_iter().map(|migration| {
+        let unfinished = self.unfinished.get(&Key::cluster(indexes::UNFINISHED));
+        let moves = unfinished.into_iter().map(|migration| {
             let wanted = &migration.spec.instance;
             let namespace = migration.namespace().unwrap_or_default();
             let instance = self
@@ -127,15 +122,14 @@ impl Controller for SlotsController {
                 .filter(|instance| instance.metadata.uid.as_ref() == Some(&wanted.uid));
             let claim = instance.as_ref().and_then(|i| i.status.as_ref()?.claim.clone());
             let source_pod = claim.and_then(|claim| {
-                let pods = self.pods.in_namespace(&namespace);
+                let pods = self.launchers.of_uid(Some(&wanted.uid));
                 pods.iter()
                     .find(|pod| pod.metadata.uid.as_ref() == Some(&claim.pod_uid))
                     .map(|pod| pod.name_any())
             });
-            let target = migration.metadata.uid.as_ref().and_then(|uid| targets.get(uid).cloned());
-            let queued = state_of(&migration) == MigrationState::Queued;
-            let leftover =
-                queued && migration.metadata.uid.as_ref().is_some_and(|uid| made_for.contains(uid));
+            let made = self.targets.of_uid(migration.metadata.uid.as_deref());
+            let leftover = state_of(&migration) == MigrationState::Queued && !made.is_empty();
+            let target = made.into_iter().rfind(|pod| pod.metadata.deletion_timestamp.is_none());
             Move { migration, instance, target, leftover, source_pod }
         });
         let settings = VirtualizationSettings::find(self.settings.all().iter().map(|config| &**config));

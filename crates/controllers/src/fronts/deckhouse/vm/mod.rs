@@ -18,6 +18,7 @@ mod power;
 mod project;
 
 pub use devices::Device;
+pub(crate) use observe::secret_name;
 pub use observe::{Observed, VmController};
 pub use plan::plan;
 pub use power::tag;

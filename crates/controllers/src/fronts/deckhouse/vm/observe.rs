@@ -10,13 +10,13 @@ use holdfast_api::{
     VirtualMachineIPAddress, VirtualMachineOperation,
 };
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches, controller_of};
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches, controller_of};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
-use kube::ResourceExt as _;
+use kube::{Resource, ResourceExt as _};
 
 use super::devices::Device;
-use crate::Config;
 use crate::firmware::Launchers;
+use crate::{Config, indexes};
 
 /// Everything the plan for one VM depends on.
 #[derive(Clone, Debug)]
@@ -62,6 +62,11 @@ pub struct VmController {
     migrations: Arc<Cache<Migration>>,
     operations: Arc<Cache<VirtualMachineOperation>>,
     launchers: Launchers,
+    rivals: Index<Instance>,
+    owned: Index<VirtualMachineIPAddress>,
+    moves: Index<Migration>,
+    operations_of: Index<VirtualMachineOperation>,
+    by_device: Index<VirtualMachine>,
 }
 
 impl VmController {
@@ -75,18 +80,25 @@ impl VmController {
                 value.0 = Vec::new();
             }
         });
+        let (vms, addresses, instances) = (caches.cache(), caches.cache(), caches.cache());
+        let (migrations, operations) = (caches.cache(), caches.cache());
         Self {
-            vms: caches.cache(),
+            rivals: indexes::instances_by_disk(&instances),
+            owned: indexes::owned(&addresses),
+            moves: indexes::moves(&migrations),
+            operations_of: indexes::operations(&operations),
+            by_device: indexes::vms_by_device(&vms),
+            vms,
             classes: caches.cache(),
             disks: caches.cache(),
             images: caches.cache(),
             cluster_images: caches.cache(),
             claims: caches.cache(),
-            addresses: caches.cache(),
+            addresses,
             secrets,
-            instances: caches.cache(),
-            migrations: caches.cache(),
-            operations: caches.cache(),
+            instances,
+            migrations,
+            operations,
             launchers: Launchers::new(caches, config),
         }
     }
@@ -108,7 +120,7 @@ impl VmController {
             }
         };
         let claim = device.claim.as_deref().and_then(|claim| self.claims.named(&namespace, claim));
-        let rivals = self.instances.in_namespace(&namespace);
+        let rivals = self.rivals.get(&indexes::device(reference.kind.as_str(), &namespace, &reference.name));
         device.with_claim(claim.as_deref()).with_rivals(&name, rivals.iter().map(|instance| &**instance))
     }
 
@@ -117,10 +129,8 @@ impl VmController {
         if let Some(name) = &vm.spec.virtual_machine_ip_address_name {
             return self.addresses.named(&namespace, name);
         }
-        let owned = |address: &VirtualMachineIPAddress| {
-            controller_of(address).is_some_and(|owner| Some(&owner.uid) == vm.metadata.uid.as_ref())
-        };
-        self.addresses.in_namespace(&namespace).into_iter().find(|address| owned(address))
+        let owned = self.owned.of_uid(vm.metadata.uid.as_deref());
+        owned.into_iter().find(|address| address.metadata.namespace == vm.metadata.namespace)
     }
 }
 
@@ -129,49 +139,33 @@ pub(super) fn nvram_claim(vm: &VirtualMachine) -> String {
     claim_name(NVRAM_CLAIM, &vm.name_any(), vm.metadata.uid.as_deref().unwrap_or_default())
 }
 
-fn secret_name(vm: &VirtualMachine) -> Option<&str> {
+/// Name of the Secret with a VM's provisioning data.
+pub(crate) fn secret_name(vm: &VirtualMachine) -> Option<&str> {
     let provisioning = vm.spec.provisioning.as_ref()?;
     let reference = provisioning.user_data_ref.as_ref().or(provisioning.sysprep_ref.as_ref())?;
     Some(&reference.name)
 }
 
-/// Keys of the VMs of a namespace (all namespaces if empty) for which `is` holds.
-fn vms_where(vms: &Cache<VirtualMachine>, namespace: &str, is: impl Fn(&VirtualMachine) -> bool) -> Vec<Key> {
-    let all = if namespace.is_empty() { vms.all() } else { vms.in_namespace(namespace) };
-    all.iter().filter(|vm| is(vm)).map(|vm| Key::of(&**vm)).collect()
-}
-
-fn refers_to(vm: &VirtualMachine, kind: BlockDeviceKind, name: &str) -> bool {
-    vm.spec.block_device_refs.iter().any(|device| device.kind == kind && device.name == name)
+/// Keys of the VMs that refer to the device of this kind that has an object's key.
+fn users<K: Resource>(by_device: &Index<VirtualMachine>, kind: BlockDeviceKind, object: &K) -> Vec<Key> {
+    let key = Key::of(object);
+    by_device.keys(&indexes::device(kind.as_str(), &key.namespace, &key.name))
 }
 
 impl VmController {
     fn watch_devices(&self, on: &mut Watches) {
-        let vms = self.vms.clone();
-        on.map(&self.disks, move |disk| {
-            let name = disk.name_any();
-            let namespace = disk.namespace().unwrap_or_default();
-            vms_where(&vms, &namespace, |vm| refers_to(vm, BlockDeviceKind::VirtualDisk, &name))
-        });
-        let vms = self.vms.clone();
-        on.map(&self.images, move |image| {
-            let name = image.name_any();
-            let namespace = image.namespace().unwrap_or_default();
-            vms_where(&vms, &namespace, |vm| refers_to(vm, BlockDeviceKind::VirtualImage, &name))
-        });
-        let vms = self.vms.clone();
-        on.map(&self.cluster_images, move |image| {
-            let name = image.name_any();
-            vms_where(&vms, "", |vm| refers_to(vm, BlockDeviceKind::ClusterVirtualImage, &name))
-        });
+        let vms = self.by_device.clone();
+        on.map(&self.disks, move |disk| users(&vms, BlockDeviceKind::VirtualDisk, disk));
+        let vms = self.by_device.clone();
+        on.map(&self.images, move |image| users(&vms, BlockDeviceKind::VirtualImage, image));
+        let vms = self.by_device.clone();
+        on.map(&self.cluster_images, move |image| users(&vms, BlockDeviceKind::ClusterVirtualImage, image));
         // A claim belongs to a disk or an image; its access modes decide about migration.
-        let vms = self.vms.clone();
+        let vms = self.by_device.clone();
         on.map(&self.claims, move |claim| {
             let Some(owner) = controller_of(claim) else { return Vec::new() };
-            let namespace = claim.namespace().unwrap_or_default();
-            vms_where(&vms, &namespace, |vm| {
-                vm.spec.block_device_refs.iter().any(|device| device.name == owner.name)
-            })
+            let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+            vms.keys(&indexes::device(&owner.kind, namespace, &owner.name))
         });
     }
 }
@@ -186,17 +180,14 @@ impl Controller for VmController {
     fn watches(&self, on: &mut Watches) {
         on.own(&self.vms);
         self.watch_devices(on);
-        let vms = self.vms.clone();
+        let vms = self.by_device.clone();
         on.map(&self.instances, move |instance| {
             // Its own VM, and those that wait for one of its disks.
             let mut keys = vec![Key::of(instance)];
-            let namespace = instance.namespace().unwrap_or_default();
-            keys.extend(vms_where(&vms, &namespace, |vm| {
-                let disks = &instance.spec.hardware.disks;
-                vm.spec.block_device_refs.iter().any(|device| {
-                    disks.iter().any(|disk| disk.kind == device.kind.as_str() && disk.name == device.name)
-                })
-            }));
+            let namespace = instance.metadata.namespace.as_deref().unwrap_or_default();
+            for disk in &instance.spec.hardware.disks {
+                keys.extend(vms.keys(&indexes::device(&disk.kind, namespace, &disk.name)));
+            }
             keys
         });
         on.map(&self.migrations, |migration| {
@@ -205,20 +196,15 @@ impl Controller for VmController {
         on.map(&self.operations, |operation| {
             vec![Key::new(operation.namespace().unwrap_or_default(), &operation.spec.virtual_machine_name)]
         });
-        let vms = self.vms.clone();
-        on.map(&self.classes, move |class| {
-            let name = class.name_any();
-            vms_where(&vms, "", |vm| vm.spec.virtual_machine_class_name == name)
-        });
-        let vms = self.vms.clone();
+        let vms = indexes::vms_by_class(&self.vms);
+        on.map(&self.classes, move |class| vms.keys(&Key::of(class)));
+        let vms = indexes::vms_by_address(&self.vms);
         on.map(&self.addresses, move |address| {
-            let name = address.name_any();
-            let namespace = address.namespace().unwrap_or_default();
-            let owner = controller_of(address).map(|owner| owner.uid.clone());
-            vms_where(&vms, &namespace, |vm| {
-                vm.spec.virtual_machine_ip_address_name.as_ref() == Some(&name)
-                    || (owner.is_some() && owner == vm.metadata.uid)
-            })
+            let mut keys = vms.keys(&Key::of(address));
+            let owner = controller_of(address).filter(|owner| owner.kind == VirtualMachine::kind(&()));
+            let namespace = address.metadata.namespace.as_deref().unwrap_or_default();
+            keys.extend(owner.map(|owner| Key::new(namespace, &owner.name)));
+            keys
         });
         let instances = self.instances.clone();
         on.map(self.launchers.settings(), move |_| {
@@ -227,12 +213,8 @@ impl Controller for VmController {
             };
             instances.filtered(shown).iter().map(|instance| Key::of(&**instance)).collect()
         });
-        let vms = self.vms.clone();
-        on.map(&self.secrets, move |secret| {
-            let name = secret.name_any();
-            let namespace = secret.namespace().unwrap_or_default();
-            vms_where(&vms, &namespace, |vm| secret_name(vm) == Some(&name))
-        });
+        let vms = indexes::vms_by_secret(&self.vms);
+        on.map(&self.secrets, move |secret| vms.keys(&Key::of(secret)));
     }
 
     async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
@@ -243,20 +225,11 @@ impl Controller for VmController {
         };
         let instance = of_name.clone().filter(is_ours);
         let migrations = match &instance {
-            Some(instance) => {
-                let uid = instance.metadata.uid.clone().unwrap_or_default();
-                let all = self.migrations.in_namespace(&key.namespace);
-                all.into_iter().filter(|migration| migration.spec.instance.uid == uid).collect()
-            }
+            Some(instance) => self.moves.of_uid(instance.metadata.uid.as_deref()),
             None => Vec::new(),
         };
-        let mut operations: Vec<_> = self
-            .operations
-            .in_namespace(&key.namespace)
-            .into_iter()
-            .filter(|op| op.spec.virtual_machine_name == key.name)
-            .filter(|op| !op.status.as_ref().is_some_and(|status| status.phase.is_final()))
-            .collect();
+        let mut operations = self.operations_of.get(key);
+        operations.retain(|op| !op.status.as_ref().is_some_and(|status| status.phase.is_final()));
         operations.sort_by_key(|op| (op.metadata.creation_timestamp.clone().map(|t| t.0), op.name_any()));
         Ok(Some(Observed {
             now: pass.now,

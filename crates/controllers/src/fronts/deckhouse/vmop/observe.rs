@@ -7,12 +7,13 @@ use holdfast_api::vmop::VmopType;
 use holdfast_api::{VirtualMachine, VirtualMachineOperation};
 use holdfast_domain::power;
 use holdfast_env::Timestamp;
-use holdfast_reconcile::{Cache, Caches, Controller, Error, Key, Pass, Plan, Watches, controller_of};
+use holdfast_reconcile::{Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches, controller_of};
 use kube::ResourceExt as _;
 
 use super::SUPERSEDED_BY;
 use super::migration::migration_name;
 use crate::fronts::deckhouse::vm::tag;
+use crate::indexes;
 
 /// Everything the plan for one operation depends on.
 #[derive(Clone, Debug)]
@@ -46,17 +47,22 @@ pub struct VmopController {
     vms: Arc<Cache<VirtualMachine>>,
     instances: Arc<Cache<Instance>>,
     migrations: Arc<Cache<Migration>>,
+    of_vm: Index<VirtualMachineOperation>,
+    moves: Index<Migration>,
 }
 
 impl VmopController {
     /// Opens the caches it needs.
     #[must_use]
     pub fn new(caches: &Caches) -> Self {
+        let (operations, migrations) = (caches.cache(), caches.cache());
         Self {
-            operations: caches.cache(),
+            of_vm: indexes::operations(&operations),
+            moves: indexes::moves(&migrations),
+            operations,
             vms: caches.cache(),
             instances: caches.cache(),
-            migrations: caches.cache(),
+            migrations,
         }
     }
 }
@@ -82,26 +88,19 @@ impl Controller for VmopController {
     }
 
     fn watches(&self, on: &mut Watches) {
-        let of_vm = |operations: &Arc<Cache<VirtualMachineOperation>>| {
-            let operations = operations.clone();
-            move |namespace: &str, vm: &str| -> Vec<Key> {
-                let all = operations.in_namespace(namespace);
-                let same = all.iter().filter(|op| op.spec.virtual_machine_name == vm);
-                same.map(|op| Key::of(&**op)).collect()
-            }
-        };
         // Siblings too: the end of one lets the next be looked at.
-        let siblings = of_vm(&self.operations);
+        let siblings = self.of_vm.clone();
         on.map(&self.operations, move |operation| {
-            let mut keys =
-                siblings(&operation.namespace().unwrap_or_default(), &operation.spec.virtual_machine_name);
+            let vm =
+                Key::new(operation.namespace().unwrap_or_default(), &operation.spec.virtual_machine_name);
+            let mut keys = siblings.keys(&vm);
             keys.push(Key::of(operation));
             keys
         });
-        let by_vm = of_vm(&self.operations);
-        on.map(&self.vms, move |vm| by_vm(&vm.namespace().unwrap_or_default(), &vm.name_any()));
-        let by_instance = of_vm(&self.operations);
-        on.map(&self.instances, move |i| by_instance(&i.namespace().unwrap_or_default(), &i.name_any()));
+        let of_vm = self.of_vm.clone();
+        on.map(&self.vms, move |vm| of_vm.keys(&Key::of(vm)));
+        let of_vm = self.of_vm.clone();
+        on.map(&self.instances, move |instance| of_vm.keys(&Key::of(instance)));
         on.owned_by::<VirtualMachineOperation, Migration>(&self.migrations);
     }
 
@@ -120,19 +119,15 @@ impl Controller for VmopController {
             .migrations
             .named(&key.namespace, &migration_name(&key.name))
             .filter(|migration| ours(migration));
-        let instance_uid = instance.as_ref().and_then(|instance| instance.metadata.uid.clone());
         let other_migration = self
-            .migrations
-            .in_namespace(&key.namespace)
+            .moves
+            .of_uid(instance.as_ref().and_then(|instance| instance.metadata.uid.as_deref()))
             .into_iter()
-            .filter(|m| Some(&m.spec.instance.uid) == instance_uid.as_ref() && !ours(m))
+            .filter(|m| !ours(m))
             .find(|m| !m.status.as_ref().and_then(|s| s.state).is_some_and(|state| state.is_final()))
             .map(|m| m.name_any());
-        let siblings = self.operations.in_namespace(&key.namespace);
-        let siblings: Vec<_> = siblings
-            .into_iter()
-            .filter(|op| op.spec.virtual_machine_name == *name && op.metadata.uid != operation.metadata.uid)
-            .collect();
+        let mut siblings = self.of_vm.get(&Key::new(&key.namespace, name));
+        siblings.retain(|op| op.metadata.uid != operation.metadata.uid);
         let (overtakes, blocking): (Vec<_>, Vec<_>) = siblings
             .iter()
             .filter(|op| !is_finished(op) && age(op) < age(&operation))
