@@ -1,6 +1,6 @@
 //! Watched copies of the objects the loops look at, shared by all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -25,6 +25,26 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+/// What has changed in a cache since somebody looked last.
+pub(crate) struct Changes<K> {
+    cache: Cache<K>,
+    keys: Arc<Mutex<BTreeSet<Key>>>,
+}
+
+impl<K> Changes<K> {
+    /// Takes the changes: each object as it is now, or that it is gone.
+    pub(crate) fn take(&self) -> Vec<(Key, Option<Arc<K>>)> {
+        let keys = std::mem::take(&mut *self.keys.lock());
+        let objects = self.cache.objects.read();
+        keys.into_iter()
+            .map(|key| {
+                let now = objects.get(&key).cloned();
+                (key, now)
+            })
+            .collect()
+    }
+}
+
 /// State of a cache that its watch task writes and its readers look at.
 #[derive(Debug, Default)]
 struct Link {
@@ -32,10 +52,15 @@ struct Link {
     breaks: AtomicU64,
     ready: watch::Sender<bool>,
     subscribers: Mutex<Vec<Arc<Notify>>>,
+    /// Keys of what has changed, for each of those that follow.
+    followers: Mutex<Vec<Arc<Mutex<BTreeSet<Key>>>>>,
 }
 
 impl Link {
-    fn changed(&self) {
+    fn changed<'k>(&self, keys: impl Iterator<Item = &'k Key> + Clone) {
+        for follower in self.followers.lock().iter() {
+            follower.lock().extend(keys.clone().cloned());
+        }
         self.version.fetch_add(1, Ordering::Release);
         for subscriber in self.subscribers.lock().iter() {
             subscriber.notify_one();
@@ -44,7 +69,7 @@ impl Link {
 }
 
 /// Namespace (empty for cluster-scoped objects) and name.
-type Key = (String, String);
+pub(crate) type Key = (String, String);
 
 /// A watched set of objects of one kind.
 pub(crate) struct Cache<K> {
@@ -94,18 +119,22 @@ where
                 Ok(watcher::Event::Init) => listed.clear(),
                 Ok(watcher::Event::InitApply(object)) => listed.extend([small(object)]),
                 Ok(watcher::Event::InitDone) => {
-                    *self.objects.write() = std::mem::take(&mut listed);
+                    let new = std::mem::take(&mut listed);
+                    let keys: BTreeSet<Key> = new.keys().cloned().collect();
+                    let old = std::mem::replace(&mut *self.objects.write(), new);
                     link.breaks.fetch_add(1, Ordering::Release);
                     link.ready.send_replace(true);
-                    link.changed();
+                    link.changed(old.keys().chain(&keys));
                 }
                 Ok(watcher::Event::Apply(object)) => {
-                    self.objects.write().extend([small(object)]);
-                    link.changed();
+                    let (key, object) = small(object);
+                    self.objects.write().insert(key.clone(), object);
+                    link.changed(std::iter::once(&key));
                 }
                 Ok(watcher::Event::Delete(object)) => {
-                    self.objects.write().remove(&key(&object));
-                    link.changed();
+                    let key = key(&object);
+                    self.objects.write().remove(&key);
+                    link.changed(std::iter::once(&key));
                 }
                 Err(error) => {
                     link.breaks.fetch_add(1, Ordering::Release);
@@ -118,6 +147,14 @@ where
     /// Wakes `notify` on every change.
     pub(crate) fn wakes(&self, notify: &Arc<Notify>) {
         self.link.subscribers.lock().push(notify.clone());
+    }
+
+    /// Follows the changes, beginning with all objects there are.
+    pub(crate) fn changes(&self) -> Changes<K> {
+        let keys = Arc::new(Mutex::new(BTreeSet::new()));
+        self.link.followers.lock().push(keys.clone());
+        keys.lock().extend(self.objects.read().keys().cloned());
+        Changes { cache: self.clone(), keys }
     }
 
     /// Waits until the first list has arrived. (The store's own wait wakes only one of several waiters.)

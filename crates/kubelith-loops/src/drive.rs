@@ -4,10 +4,24 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_env::work;
 use tokio::sync::Notify;
 
 /// Upper limit of the pause after failing passes.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// A pass that takes no longer than this is followed by no rest.
+const LIGHT: Duration = Duration::from_millis(5);
+/// Rest after a heavier pass, as a multiple of its time: a loop takes a fifth of a core at most.
+const REST: u32 = 4;
+/// Longest rest.
+const REST_MAX: Duration = Duration::from_secs(5);
+
+/// How long a loop rests after a pass that kept it busy for so long. A loop looks at the whole picture, which
+/// in a large cluster takes a while; it must not do so for every change.
+fn rest(busy: Duration) -> Duration {
+    (busy.saturating_sub(LIGHT) * REST).min(REST_MAX)
+}
 
 /// One look at the world and the writes that follow from it.
 pub(crate) trait Pass: Send {
@@ -20,7 +34,9 @@ pub(crate) trait Pass: Send {
 pub(crate) async fn drive<P: Pass>(name: &'static str, wake: Arc<Notify>, settle: Duration, mut pass: P) {
     let mut failures = 0u32;
     loop {
-        let idle = match pass.pass().await {
+        let (outcome, busy) = work::busy(pass.pass()).await;
+        work::note("loop", name, busy);
+        let idle = match outcome {
             Ok(idle) => {
                 failures = 0;
                 idle
@@ -34,6 +50,7 @@ pub(crate) async fn drive<P: Pass>(name: &'static str, wake: Arc<Notify>, settle
                 continue;
             }
         };
+        tokio::time::sleep(rest(busy)).await;
         tokio::select! {
             biased;
             () = wake.notified() => {
@@ -43,5 +60,17 @@ pub(crate) async fn drive<P: Pass>(name: &'static str, wake: Arc<Notify>, settle
             }
             () = tokio::time::sleep(idle) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn light_passes_follow_each_other_at_once_and_heavy_ones_leave_room() {
+        let ms = Duration::from_millis;
+        let rests = [0, 5, 15, 105, 60_000].map(|busy| rest(ms(busy)));
+        assert_eq!(rests, [ms(0), ms(0), ms(40), ms(400), REST_MAX]);
     }
 }

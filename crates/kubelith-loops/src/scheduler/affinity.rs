@@ -162,7 +162,7 @@ fn domains(cluster: &Cluster, key: &str, matches: impl Fn(&Pod) -> bool) -> BTre
 
 fn closed(pod: &Pod, cluster: &Cluster) -> BTreeSet<(String, String)> {
     let mut closed = BTreeSet::new();
-    for (info, other) in cluster.placed() {
+    for (info, other) in cluster.ruled() {
         for term in anti_affinity_terms(other) {
             let term = Term::new(other, term);
             if let Some(domain) = info.label(term.key())
@@ -179,7 +179,10 @@ fn closed(pod: &Pod, cluster: &Cluster) -> BTreeSet<(String, String)> {
 /// 1 for each required affinity term of a placed pod that selects it.
 pub(crate) fn preferences(pod: &Pod, cluster: &Cluster) -> BTreeMap<(String, String), i64> {
     let mut sums = BTreeMap::new();
-    for (info, other) in cluster.placed() {
+    let own = preferred(pod);
+    let others: Box<dyn Iterator<Item = _>> =
+        if own.is_empty() { Box::new(cluster.ruled()) } else { Box::new(cluster.placed()) };
+    for (info, other) in others {
         let mut note = |owner: &Pod, about: &Pod, term: &PodAffinityTerm, weight: i64| {
             let term = Term::new(owner, term);
             if let Some(domain) = info.label(term.key())
@@ -188,7 +191,7 @@ pub(crate) fn preferences(pod: &Pod, cluster: &Cluster) -> BTreeMap<(String, Str
                 *sums.entry((term.key().to_owned(), domain.to_owned())).or_insert(0) += weight;
             }
         };
-        for (term, weight) in preferred(pod) {
+        for (term, weight) in own.iter().copied() {
             note(pod, other, term, weight);
         }
         for (term, weight) in preferred(other) {

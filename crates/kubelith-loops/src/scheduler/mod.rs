@@ -4,7 +4,7 @@
 //! `scores` compares), this file the loop: it takes waiting pods by priority, assumes its own bindings
 //! until the cache shows them, and binds without holding up the next pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use crate::{fault, pods};
 
 mod affinity;
 pub(crate) mod filters;
+mod picture;
 pub(crate) mod place;
 mod scores;
 pub(crate) mod snapshot;
@@ -32,8 +33,8 @@ mod spread;
 mod tests;
 mod volumes;
 
+use picture::Picture;
 use place::{Verdict, place};
-use snapshot::Cluster;
 
 const COMPONENT: &str = "default-scheduler";
 /// Least time between two tries of a pod that found no node: 5 ms, doubling with each try to this. The
@@ -93,6 +94,7 @@ struct Scheduler {
     caches: Arc<Caches>,
     recorder: Recorder,
     wake: Arc<Notify>,
+    picture: Picture,
     assumed: BTreeMap<String, Assumed>,
     tried: BTreeMap<String, Tried>,
     /// Where bindings in flight report.
@@ -112,6 +114,7 @@ pub(crate) async fn run(client: Client, caches: Arc<Caches>, recorder: Recorder)
     let (report, outcomes) = mpsc::unbounded_channel();
     let scheduler = Scheduler {
         client,
+        picture: Picture::new(caches.clone()),
         caches,
         recorder,
         wake: wake.clone(),
@@ -141,10 +144,11 @@ impl Pass for Scheduler {
     async fn pass(&mut self) -> anyhow::Result<Duration> {
         self.ready().await?;
         let world = self.world();
-        let all = self.caches.pods.all();
-        self.settle_assumed(&all);
-        let mut waiting: Vec<Arc<Pod>> = all.iter().filter(|pod| is_waiting(pod)).cloned().collect();
-        self.tried.retain(|uid, _| waiting.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid)));
+        self.picture.refresh();
+        self.settle_assumed();
+        let mut waiting: Vec<Arc<Pod>> = self.picture.waiting.values().cloned().collect();
+        let uids: BTreeSet<&str> = waiting.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        self.tried.retain(|uid, _| uids.contains(uid.as_str()));
         waiting.retain(|pod| !self.assumed.contains_key(&uid(pod)));
         if waiting.is_empty() {
             return Ok(RETRY_LATEST);
@@ -153,14 +157,13 @@ impl Pass for Scheduler {
             let priority = pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
             (-i64::from(priority), pod.metadata.creation_timestamp.clone(), pod.name_any())
         });
-        let mut cluster = self.cluster(&all);
         let mut next = RETRY_LATEST;
         for pod in waiting {
             if let Some(pause) = self.pause(&pod, world) {
                 next = next.min(pause);
                 continue;
             }
-            next = next.min(self.try_place(&pod, &mut cluster, world).await?);
+            next = next.min(self.try_place(&pod, world).await?);
         }
         Ok(next)
     }
@@ -189,46 +192,45 @@ impl Scheduler {
     }
 
     /// Forgets assumptions that came true or failed.
-    fn settle_assumed(&mut self, all: &[Arc<Pod>]) {
+    fn settle_assumed(&mut self) {
         while let Ok((uid, bound)) = self.outcomes.try_recv() {
             if bound {
                 if let Some(assumed) = self.assumed.get_mut(&uid) {
                     assumed.bound = true;
                 }
-            } else {
-                self.assumed.remove(&uid);
+            } else if self.assumed.remove(&uid).is_some() {
+                self.forget(&uid);
             }
         }
         let now = Instant::now();
-        let shown: BTreeMap<&str, &Arc<Pod>> =
-            all.iter().filter_map(|p| Some((p.metadata.uid.as_deref()?, p))).collect();
-        self.assumed.retain(|uid, assumed| match shown.get(uid.as_str()) {
-            Some(pod) => pods::node_name(pod).is_none() && now - assumed.since < ASSUMED_MAX,
-            None => !assumed.bound && now - assumed.since < ASSUMED_MAX,
-        });
+        let pods = &self.caches.pods;
+        let shown = |uid: &String, pod: &Pod| {
+            let found = pods.get(pod.metadata.namespace.as_deref(), &pod.name_any());
+            found.filter(|found| found.metadata.uid.as_ref() == Some(uid))
+        };
+        let over = |(uid, assumed): (&String, &Assumed)| {
+            let stands = match shown(uid, &assumed.pod) {
+                Some(pod) => pods::node_name(&pod).is_none(),
+                None => !assumed.bound,
+            };
+            (!stands || now - assumed.since >= ASSUMED_MAX).then(|| uid.clone())
+        };
+        for uid in self.assumed.iter().filter_map(over).collect::<Vec<_>>() {
+            self.assumed.remove(&uid);
+            self.forget(&uid);
+        }
+        for (uid, assumed) in &self.assumed {
+            if !self.picture.cluster.has(uid) {
+                self.picture.cluster.put(&assumed.node, assumed.pod.clone());
+            }
+        }
     }
 
-    fn cluster(&self, all: &[Arc<Pod>]) -> Cluster {
-        let caches = &self.caches;
-        let mut cluster = Cluster::new(caches.nodes.all(), all);
-        for assumed in self.assumed.values() {
-            cluster.put(&assumed.node, assumed.pod.clone());
+    /// Takes an assumed pod off its node, unless the cache shows it there.
+    fn forget(&mut self, uid: &str) {
+        if self.picture.waiting.values().any(|pod| pod.metadata.uid.as_deref() == Some(uid)) {
+            self.picture.cluster.remove(uid);
         }
-        cluster.namespaces = caches
-            .namespaces
-            .all()
-            .iter()
-            .map(|n| (n.name_any(), n.metadata.labels.clone().unwrap_or_default()))
-            .collect();
-        cluster.claims = caches
-            .claims
-            .all()
-            .into_iter()
-            .map(|c| ((c.namespace().unwrap_or_default(), c.name_any()), c))
-            .collect();
-        cluster.volumes = caches.volumes.all().into_iter().map(|v| (v.name_any(), v)).collect();
-        cluster.classes = caches.classes.all().into_iter().map(|c| (c.name_any(), c)).collect();
-        cluster
     }
 
     /// How long a pod that found no node still has to wait; `None` = try now.
@@ -236,16 +238,11 @@ impl Scheduler {
         Some(self.tried.get(&uid(pod))?.pause(world)).filter(|left| !left.is_zero())
     }
 
-    async fn try_place(
-        &mut self,
-        pod: &Arc<Pod>,
-        cluster: &mut Cluster,
-        world: u64,
-    ) -> anyhow::Result<Duration> {
-        match place(pod, cluster, holdfast_env::random_u64()) {
+    async fn try_place(&mut self, pod: &Arc<Pod>, world: u64) -> anyhow::Result<Duration> {
+        match place(pod, &self.picture.cluster, holdfast_env::random_u64()) {
             Verdict::Node { name, claims } if claims.is_empty() => {
                 self.tried.remove(&uid(pod));
-                cluster.put(&name, pod.clone());
+                self.picture.cluster.put(&name, pod.clone());
                 self.bind(pod.clone(), name);
                 Ok(ASSUMED_MAX)
             }

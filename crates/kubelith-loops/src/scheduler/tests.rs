@@ -52,6 +52,62 @@ fn on(node: &str, name: &str, extra: Value) -> Arc<Pod> {
     pod(name, all)
 }
 
+/// What a placement sees of a cluster.
+fn seen(cluster: &Cluster) -> Vec<String> {
+    let show = |info: &super::snapshot::NodeInfo| {
+        let mut pods: Vec<_> = info.pods.iter().filter_map(|pod| pod.metadata.name.clone()).collect();
+        pods.sort();
+        let used: Vec<_> = info.used.iter().filter(|(_, amount)| **amount != 0).collect();
+        let free = info.allocatable("cpu");
+        format!("{} {pods:?} {used:?} {} {} {free}", info.name(), info.scored_cpu, info.scored_memory)
+    };
+    cluster.nodes.iter().map(show).collect()
+}
+
+// What is brought up to date change by change is what would be made anew from all objects.
+#[test]
+fn a_picture_kept_up_to_date_is_the_same_as_a_new_one() {
+    let mut cluster = Cluster::default();
+    let mut random = 7_u64;
+    let mut draw = |most: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % most
+    };
+    let mut nodes: std::collections::BTreeMap<String, Arc<Node>> = std::collections::BTreeMap::new();
+    let mut pods: std::collections::BTreeMap<String, Arc<Pod>> = std::collections::BTreeMap::new();
+    let rules = json!({"spec": {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+        [{"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "a"}}}]}}}});
+    for _ in 0..2000 {
+        let (n, p) = (format!("n{}", draw(4)), format!("p{}", draw(9)));
+        match draw(5) {
+            0 => {
+                let state = node(&n, json!({"status": {"allocatable": {"cpu": (1 + draw(8)).to_string()}}}));
+                cluster.set_node(state.clone());
+                nodes.insert(n, state);
+            }
+            1 => {
+                cluster.remove_node(&n);
+                nodes.remove(&n);
+            }
+            2 => {
+                let uid = format!("u-{p}");
+                cluster.remove(&uid);
+                assert!(!cluster.has(&uid));
+                pods.remove(&p);
+            }
+            _ => {
+                let placed = on(&n, &p, if draw(2) == 0 { rules.clone() } else { json!({}) });
+                cluster.put(&n, placed.clone());
+                pods.insert(p, placed);
+            }
+        }
+        let all: Vec<Arc<Pod>> = pods.values().cloned().collect();
+        let fresh = Cluster::new(nodes.values().cloned().collect(), &all);
+        assert_eq!(seen(&cluster), seen(&fresh));
+        assert_eq!(cluster.ruled().count(), fresh.ruled().count());
+    }
+}
+
 fn verdict(nodes: Vec<Arc<Node>>, placed: &[Arc<Pod>], pod: &Pod) -> String {
     show(place(pod, &Cluster::new(nodes, placed), 0))
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use holdfast_apimachinery::labels;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
@@ -113,9 +114,70 @@ impl World {
     /// The next writes. Each object is written at most once in a pass; its next step follows from the
     /// change that this write causes.
     pub(crate) fn plan(&self) -> Vec<Act> {
+        Known::of(self).plan()
+    }
+}
+
+/// Namespace and name.
+type Key<'w> = (Option<&'w str>, Option<&'w str>);
+
+fn key(meta: &ObjectMeta) -> Key<'_> {
+    (meta.namespace.as_deref(), meta.name.as_deref())
+}
+
+/// The world with what each claim and volume asks for at hand: the picture is looked through once, not once
+/// for each of them.
+struct Known<'w> {
+    world: &'w World,
+    by_name: BTreeMap<&'w str, &'w Volume>,
+    /// Volumes that are some claim's, by the claim's uid.
+    held: BTreeMap<&'w str, &'w Volume>,
+    /// Volumes that are reserved for a claim by its name.
+    reserved: BTreeMap<Key<'w>, &'w Volume>,
+    /// Volumes that are nobody's.
+    free: Vec<&'w Volume>,
+    claims: BTreeMap<Key<'w>, &'w Claim>,
+    /// Namespaces and names of claims that pods on nodes still need.
+    used: BTreeSet<(Option<&'w str>, String)>,
+}
+
+impl<'w> Known<'w> {
+    fn of(world: &'w World) -> Self {
+        let mut known = Self {
+            by_name: world.volumes.iter().filter_map(|v| Some((v.metadata.name.as_deref()?, v))).collect(),
+            held: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            free: Vec::new(),
+            claims: world.claims.iter().map(|claim| (key(&claim.metadata), claim)).collect(),
+            used: BTreeSet::new(),
+            world,
+        };
+        for volume in &world.volumes {
+            match volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref()) {
+                None => known.free.push(volume),
+                Some(holder) => {
+                    let place = (holder.namespace.as_deref(), holder.name.as_deref());
+                    match holder.uid.as_deref() {
+                        Some(uid) => known.held.entry(uid).or_insert(volume),
+                        None => known.reserved.entry(place).or_insert(volume),
+                    };
+                }
+            }
+        }
+        if world.claims.iter().any(|claim| claim.metadata.deletion_timestamp.is_some()) {
+            let running = |pod: &&Arc<Pod>| pods::node_name(pod).is_some() && !pods::is_finished(pod);
+            for pod in world.pods.iter().filter(running) {
+                let namespace = pod.metadata.namespace.as_deref();
+                known.used.extend(pods::claims(pod).into_iter().map(|claim| (namespace, claim)));
+            }
+        }
+        known
+    }
+
+    fn plan(&self) -> Vec<Act> {
         let mut acts = Vec::new();
-        let mut claims: Vec<&Claim> = self.claims.iter().collect();
-        claims.sort_by_key(|c| (c.metadata.creation_timestamp.clone(), c.namespace(), c.name_any()));
+        let mut claims: Vec<&Claim> = self.world.claims.iter().collect();
+        claims.sort_by_key(|c| (c.metadata.creation_timestamp.as_ref(), key(&c.metadata)));
         let mut taken: BTreeSet<String> = BTreeSet::new();
         for claim in claims {
             if claim.metadata.deletion_timestamp.is_some() {
@@ -126,8 +188,8 @@ impl World {
             }
             acts.extend(self.plan_claim(claim, &mut taken));
         }
-        for volume in &self.volumes {
-            if !taken.contains(&volume.name_any()) {
+        for volume in &self.world.volumes {
+            if !taken.contains(volume.metadata.name.as_deref().unwrap_or_default()) {
                 acts.extend(self.plan_volume(volume));
             }
         }
@@ -136,22 +198,13 @@ impl World {
 
     /// Whether a pod on a node still needs the claim.
     fn is_used(&self, claim: &PersistentVolumeClaim) -> bool {
-        self.pods.iter().any(|pod| {
-            pods::node_name(pod).is_some()
-                && !pods::is_finished(pod)
-                && pod.metadata.namespace == claim.metadata.namespace
-                && pods::claims(pod).contains(&claim.name_any())
-        })
-    }
-
-    fn volume(&self, name: &str) -> Option<&Volume> {
-        self.volumes.iter().find(|v| v.name_any() == name)
+        self.used.contains(&(claim.metadata.namespace.as_deref(), claim.name_any()))
     }
 
     fn plan_claim(&self, claim: &Claim, taken: &mut BTreeSet<String>) -> Option<Act> {
         let named = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|v| !v.is_empty());
         if let Some(name) = named {
-            let Some(volume) = self.volume(&name) else {
+            let Some(volume) = self.by_name.get(name.as_str()).copied() else {
                 let lost = phase_of(claim) == "Bound";
                 return lost
                     .then(|| Act::ClaimStatus { claim: claim.clone(), status: json!({"phase": "Lost"}) });
@@ -166,8 +219,8 @@ impl World {
             return (free && volume.metadata.deletion_timestamp.is_none())
                 .then(|| Act::BindVolume { volume: volume.clone(), claim: claim.clone() });
         }
-        if let Some(volume) = self.volumes.iter().find(|v| refers_to(v, claim)) {
-            return Some(Act::BindClaim { claim: claim.clone(), volume: volume.clone() });
+        if let Some(volume) = claim.metadata.uid.as_deref().and_then(|uid| self.held.get(uid)) {
+            return Some(Act::BindClaim { claim: claim.clone(), volume: (*volume).clone() });
         }
         let class = self.class_of(claim);
         let selected = claim.annotations().get(SELECTED_NODE);
@@ -189,7 +242,7 @@ impl World {
 
     fn class_of(&self, claim: &PersistentVolumeClaim) -> Option<Arc<StorageClass>> {
         let name = claim.spec.as_ref()?.storage_class_name.as_deref()?;
-        self.classes.iter().find(|c| c.name_any() == name).cloned()
+        self.world.classes.iter().find(|c| c.name_any() == name).cloned()
     }
 
     fn plan_provision(
@@ -217,13 +270,13 @@ impl World {
                 "no persistent volumes available for this claim".to_owned(),
             );
         }
-        if !is_built_in(&class.provisioner) || !self.provisions {
+        if !is_built_in(&class.provisioner) || !self.world.provisions {
             let told = claim.annotations().get(PROVISIONER) == Some(&class.provisioner);
             return (!told)
                 .then(|| Act::Annotate { claim: claim.clone(), provisioner: class.provisioner.clone() });
         }
         if let Some(node) = &selected
-            && !self.nodes.iter().any(|n| n.name_any() == *node)
+            && !self.world.nodes.iter().any(|n| n.name_any() == *node)
         {
             return Some(Act::ForgetNode { claim: claim.clone() });
         }
@@ -247,10 +300,10 @@ impl World {
     /// The ready, uncordoned node with the fewest local bytes promised.
     fn emptiest_node(&self) -> Option<String> {
         let mut promised: BTreeMap<String, i128> = BTreeMap::new();
-        for node in self.nodes.iter().filter(|n| takes_volumes(n)) {
+        for node in self.world.nodes.iter().filter(|n| takes_volumes(n)) {
             promised.insert(node.name_any(), 0);
         }
-        for volume in &self.volumes {
+        for volume in &self.world.volumes {
             if volume.annotations().get(PROVISIONED_BY).map(String::as_str) != Some(LOCAL_PROVISIONER) {
                 continue;
             }
@@ -263,12 +316,13 @@ impl World {
 
     /// The volume reserved for the claim, else the smallest that fits.
     fn best_volume(&self, claim: &Claim, taken: &BTreeSet<String>, node: Option<&str>) -> Option<&Volume> {
-        if let Some(reserved) = self.volumes.iter().find(|v| is_reserved_for(v, claim)) {
+        if let Some(reserved) = self.reserved.get(&key(&claim.metadata)) {
             return Some(reserved);
         }
-        let node = node.and_then(|name| self.nodes.iter().find(|n| n.name_any() == name));
-        self.volumes
+        let node = node.and_then(|name| self.world.nodes.iter().find(|n| n.name_any() == name));
+        self.free
             .iter()
+            .copied()
             .filter(|v| !taken.contains(&v.name_any()) && fits(v, claim))
             .filter(|v| node.is_none_or(|node| reaches(v, node)))
             .min_by_key(|v| (capacity(v), v.name_any()))
@@ -279,11 +333,8 @@ impl World {
         let deleting = volume.metadata.deletion_timestamp.is_some();
         let holder = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
         let claim = holder.and_then(|r| {
-            self.claims.iter().find(|c| {
-                c.namespace() == r.namespace
-                    && Some(c.name_any()) == r.name
-                    && (r.uid.is_none() || c.uid() == r.uid)
-            })
+            let claim = self.claims.get(&(r.namespace.as_deref(), r.name.as_deref()))?;
+            (r.uid.is_none() || claim.metadata.uid == r.uid).then_some(*claim)
         });
         let set = |phase: &'static str| Some(Act::VolumePhase { volume: volume.clone(), phase });
         let is_claimed = holder.is_some_and(|r| r.uid.is_some());
@@ -315,7 +366,7 @@ impl World {
             .unwrap_or("Retain");
         let ours = volume.annotations().get(PROVISIONED_BY).is_some_and(|p| is_built_in(p));
         if policy == "Delete" && ours {
-            return self.provisions.then(|| Act::Reclaim { volume: volume.clone() });
+            return self.world.provisions.then(|| Act::Reclaim { volume: volume.clone() });
         }
         deleting.then(|| unprotect(volume)).flatten()
     }
