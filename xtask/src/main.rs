@@ -51,7 +51,7 @@ fn main() -> Result<()> {
 fn sim(arguments: &[String]) -> Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let status = std::process::Command::new(cargo)
-        .args(["run", "--quiet", "--release", "-p", "holdfast-sim", "--"])
+        .args(["--config", "crates/sim/fast.toml", "run", "--quiet", "--release", "-p", "holdfast-sim", "--"])
         .args(arguments)
         .current_dir(root())
         .status()

@@ -197,9 +197,8 @@ impl Checker {
                 if record.deleted {
                     return;
                 }
-                let uid = pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
                 let Some(node) = pod["spec"]["nodeName"].as_str() else { return };
-                if !self.placed.insert(uid) {
+                if !self.placed.insert(record.uid.to_string()) {
                     return;
                 }
                 self.look("cordon");

@@ -26,6 +26,7 @@ pub mod process;
 pub mod promises;
 pub mod random;
 pub mod run;
+pub mod scale;
 pub mod shrink;
 pub mod sockets;
 pub mod start;

@@ -13,6 +13,7 @@ use holdfast_sim::mutants::{MUTANTS, Mutant};
 use holdfast_sim::page;
 use holdfast_sim::plots::PLOTS;
 use holdfast_sim::run::{Options, Outcome, run};
+use holdfast_sim::scale::Size;
 use holdfast_sim::shrink;
 use holdfast_sim::swarm::Swarm;
 use holdfast_sim::trace::{HEADING, Keep, parting};
@@ -41,12 +42,12 @@ struct Arguments {
     /// Steps of each history before everything heals.
     #[arg(long, default_value_t = 4_000)]
     steps: u64,
-    /// Nodes.
-    #[arg(long, default_value_t = 3)]
-    nodes: u8,
-    /// VMs at the beginning.
-    #[arg(long, default_value_t = 3)]
-    vms: usize,
+    /// Nodes [default: 3; 1000 with --scale].
+    #[arg(long)]
+    nodes: Option<u32>,
+    /// VMs at the beginning [default: 3; 50000 with --scale].
+    #[arg(long)]
+    vms: Option<u32>,
     /// Deliberate bugs to switch on.
     #[arg(long)]
     mutant: Vec<String>,
@@ -80,6 +81,12 @@ struct Arguments {
     /// Write the deeds of a failing history into this file; with `--shrink`, those that matter.
     #[arg(long, value_name = "FILE")]
     keep: Option<PathBuf>,
+    /// Measure the control plane and the controllers with a large cluster instead, whose nodes are played.
+    #[arg(long)]
+    scale: bool,
+    /// Print the figures of --scale as JSON, in one line.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Where kept histories are.
@@ -103,6 +110,10 @@ fn main() -> anyhow::Result<ExitCode> {
         let totals = one(&arguments, history.head.seed, Some(&history))?;
         return Ok(if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    if arguments.scale {
+        return scale(&arguments);
+    }
+    anyhow::ensure!(arguments.nodes.is_none_or(|nodes| nodes < 250), "histories have fewer than 250 nodes");
     let seeds = arguments.seed..arguments.seed + arguments.seeds;
     let began = Instant::now();
     let totals = if arguments.jobs > 1 {
@@ -163,8 +174,8 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
         swarm: (!plots.is_empty()).then(|| Swarm::of_plots(seed, &plots)),
         steps: arguments.steps,
         until: arguments.until,
-        nodes: arguments.nodes,
-        vms: arguments.vms,
+        nodes: arguments.nodes.and_then(|nodes| u8::try_from(nodes).ok()).unwrap_or(3),
+        vms: arguments.vms.and_then(|vms| usize::try_from(vms).ok()).unwrap_or(3),
         mutants: arguments.mutant.iter().cloned().collect(),
         keep: match arguments.until {
             _ if arguments.twice => Keep::Whole,
@@ -193,6 +204,24 @@ fn write_kept(file: &Path, options: &Options, outcome: &Outcome) -> anyhow::Resu
     std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
     println!("kept as {}; its first line wants a sentence of yours", file.display());
     Ok(())
+}
+
+/// Runs the large cluster and prints what it costs.
+fn scale(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let size = Size::of(arguments.nodes.unwrap_or(1000), arguments.vms.unwrap_or(50_000));
+    let began = Instant::now();
+    let say = |what: &str| {
+        if !arguments.json {
+            println!("[{:6.1} s] {what}", began.elapsed().as_secs_f64());
+        }
+    };
+    let report = holdfast_sim::scale::run(size, &say)?;
+    if arguments.json {
+        println!("{}", report.to_json());
+    } else {
+        print!("{report}");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn shrink(arguments: &Arguments, options: &Options) -> anyhow::Result<()> {

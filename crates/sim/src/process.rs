@@ -67,6 +67,12 @@ impl Process {
         Self { runtime, idle, time }
     }
 
+    /// Time of the world up to which it has lived.
+    #[must_use]
+    pub fn time(&self) -> Duration {
+        self.time
+    }
+
     /// Makes what is called until the guard is dropped part of the process.
     pub fn enter(&self) -> tokio::runtime::EnterGuard<'_> {
         self.runtime.enter()

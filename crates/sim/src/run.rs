@@ -418,7 +418,7 @@ impl History<'_> {
             time: world.time(),
             hash: world.trace.hash(),
             violations: world.checker.violations().to_vec(),
-            lines: world.trace.lines().map(str::to_owned).collect(),
+            lines: world.trace.lines().collect(),
             story: world.trace.story().to_vec(),
             looked: world.checker.looked.clone(),
             points: world.surroundings.passed(),

@@ -387,7 +387,7 @@ fn importer(world: &mut World, place: &Place, pod: &Pod) {
     let fails = world.weather.bad_importers > 0 && world.dice.happens(world.weather.bad_importers);
     let result = match fails {
         true => failure(world),
-        false => request.map(|request| result_of(&request, pod)).unwrap_or_default(),
+        false => request.map(|request| result_of(&request)).unwrap_or_default(),
     };
     let takes = Duration::from_millis(100 + world.dice.draw() % 3000);
     let (place, boot) = (place.clone(), world.nodes.get(place).map(|node| node.boot));
@@ -413,7 +413,8 @@ fn failure(world: &mut World) -> String {
     serde_json::to_string(&Outcome::Failed { message }).unwrap_or_default()
 }
 
-fn result_of(request: &Request, _pod: &Pod) -> String {
+/// What an importer leaves behind.
+pub(crate) fn result_of(request: &Request) -> String {
     let size = request.size_bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(1 << 30);
     let facts = Facts { format: "raw".to_owned(), virtual_size_bytes: size, stored_bytes: 0 };
     serde_json::to_string(&Outcome::Done(facts)).unwrap_or_default()

@@ -1,6 +1,8 @@
 //! What happened, in lines of fixed columns, and a hash of all of it.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;
+use std::fmt;
 use std::hash::{Hash as _, Hasher as _};
 use std::time::Duration;
 
@@ -17,11 +19,27 @@ pub enum Keep {
     Whole,
 }
 
+/// A line, put into columns when somebody reads it.
+#[derive(Debug)]
+struct Line {
+    step: u64,
+    time: Duration,
+    who: String,
+    what: String,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step, time, who, what } = self;
+        write!(f, "{step:>8} {:>10.3}  {who:<26} {what}", time.as_secs_f64())
+    }
+}
+
 /// The trace of one history.
 #[derive(Debug)]
 pub struct Trace {
     keep: Keep,
-    lines: std::collections::VecDeque<String>,
+    lines: VecDeque<Line>,
     hasher: DefaultHasher,
     story: Vec<String>,
     /// Number of the present step.
@@ -32,13 +50,7 @@ impl Trace {
     /// An empty trace.
     #[must_use]
     pub fn new(keep: Keep) -> Self {
-        Self {
-            keep,
-            lines: std::collections::VecDeque::new(),
-            hasher: DefaultHasher::new(),
-            story: Vec::new(),
-            step: 0,
-        }
+        Self { keep, lines: VecDeque::new(), hasher: DefaultHasher::new(), story: Vec::new(), step: 0 }
     }
 
     /// Adds a line.
@@ -52,14 +64,14 @@ impl Trace {
         while self.lines.len() >= room {
             self.lines.pop_front();
         }
-        let line = format!("{:>8} {:>10.3}  {:<26} {}", self.step, time.as_secs_f64(), who, what);
-        self.lines.push_back(line);
+        self.lines.push_back(Line { step: self.step, time, who: who.to_owned(), what: what.to_owned() });
     }
 
     /// Adds a line that also belongs to the story: what a person must know to understand a history.
     pub fn tell(&mut self, time: Duration, who: &str, what: &str) {
         self.line(time, who, what);
-        self.story.push(format!("{:>8} {:>10.3}  {:<26} {}", self.step, time.as_secs_f64(), who, what));
+        let line = Line { step: self.step, time, who: who.to_owned(), what: what.to_owned() };
+        self.story.push(line.to_string());
     }
 
     /// The story so far.
@@ -72,14 +84,19 @@ impl Trace {
     pub fn mix(&mut self, what: &[u8]) {
         what.hash(&mut self.hasher);
         if self.keep == Keep::Whole {
-            let what = String::from_utf8_lossy(what);
-            self.lines.push_back(format!("{:>8}             wrote {what}", self.step));
+            let what = String::from_utf8_lossy(what).into_owned();
+            self.lines.push_back(Line {
+                step: self.step,
+                time: Duration::ZERO,
+                who: "wrote".to_owned(),
+                what,
+            });
         }
     }
 
     /// The lines kept.
-    pub fn lines(&self) -> impl Iterator<Item = &str> {
-        self.lines.iter().map(String::as_str)
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.lines.iter().map(ToString::to_string)
     }
 
     /// Hash of everything so far: the same for the same history, bit for bit.

@@ -212,7 +212,7 @@ async fn carry_out(client: Client, action: Action) {
     }
 }
 
-async fn once(client: &Client, action: &Action) -> kube::Result<()> {
+pub(crate) async fn once(client: &Client, action: &Action) -> kube::Result<()> {
     match action {
         Action::Create { vm, policy, migration } => create_vm(client, vm, policy, migration).await,
         Action::Delete { vm } => {
@@ -317,7 +317,7 @@ async fn cordon(client: &Client, node: &str, on: bool) -> kube::Result<()> {
 }
 
 /// Cordons, then evicts every launcher of the node until none is left, every five seconds.
-async fn drain(client: &Client, node: &str) -> kube::Result<()> {
+pub(crate) async fn drain(client: &Client, node: &str) -> kube::Result<()> {
     cordon(client, node, true).await?;
     let pods: Api<Pod> = Api::all(client.clone());
     let of_node = ListParams::default()

@@ -118,6 +118,10 @@ pub struct Plane {
 /// What shall happen at a time.
 pub(crate) type Alarm = Box<dyn FnOnce(&mut World)>;
 
+/// A process to which nothing arrives looks at its clock this late at the latest, as on a machine that has
+/// other work too. It lives through many small moves of time at once.
+const LATENESS: Duration = Duration::from_millis(20);
+
 /// The world.
 pub struct World {
     /// Seed of the history.
@@ -334,7 +338,7 @@ impl World {
         self.trace.tell(time, &who, what);
     }
 
-    /// Moves time on and lets every process live up to it.
+    /// Moves time on and lets every process live up to it that has not looked at its clock for a while.
     pub fn advance(&mut self, by: Duration) {
         let time = self.time() + by;
         self.surroundings.set_time(time);
@@ -346,7 +350,8 @@ impl World {
             let alarm = entry.remove();
             alarm(self);
         }
-        self.dirty.extend(self.processes.keys());
+        let late = |running: &Running| time.saturating_sub(running.process.time()) >= LATENESS;
+        self.dirty.extend(self.processes.iter().filter(|(_, running)| late(running)).map(|(id, _)| *id));
     }
 
     /// Lets something happen later.

@@ -8,4 +8,5 @@ pub mod memory;
 pub mod ping;
 pub mod report;
 pub mod requests;
+pub mod simulation;
 pub mod watch;

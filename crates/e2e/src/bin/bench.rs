@@ -10,6 +10,7 @@ use holdfast_e2e::bench::drain::{self, Drained};
 use holdfast_e2e::bench::memory::{self, Use};
 use holdfast_e2e::bench::ping::{self, Ping};
 use holdfast_e2e::bench::report::{self, Figure};
+use holdfast_e2e::bench::simulation;
 use holdfast_e2e::bench::watch::{Phases, Story};
 use holdfast_e2e::home::{ok, programs};
 use holdfast_e2e::{Guest, Home, manifests, s, wait_for};
@@ -36,11 +37,12 @@ struct Options {
     vms: usize,
     drain_vms: usize,
     json: PathBuf,
+    simulation: bool,
 }
 
 fn options() -> Result<Options> {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench.json");
-    let mut options = Options { runs: 3, vms: 8, drain_vms: 20, json: default };
+    let mut options = Options { runs: 3, vms: 8, drain_vms: 20, json: default, simulation: true };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
@@ -49,7 +51,10 @@ fn options() -> Result<Options> {
             "--vms" => options.vms = value()?.parse().context("--vms needs a number")?,
             "--drain-vms" => options.drain_vms = value()?.parse().context("--drain-vms needs a number")?,
             "--json" => options.json = value()?.into(),
-            _ => bail!("{word}? Usage: holdfast-bench [--runs 3] [--vms 8] [--drain-vms 20] [--json FILE]"),
+            "--no-simulation" => options.simulation = false,
+            _ => bail!(
+                "{word}? Usage: holdfast-bench [--runs 3] [--vms 8] [--drain-vms 20] [--json FILE] [--no-simulation]"
+            ),
         }
     }
     ensure!(options.runs > 0, "--runs must be at least 1");
@@ -84,6 +89,7 @@ fn main() -> Result<()> {
     drop(home);
     outcome?;
     bench.drained()?;
+    bench.simulation()?;
     bench.machine["loadBefore"] = json!(load);
     println!("\n{}", report::table(&bench.figures));
     let document = report::document(bench.machine, &bench.figures, bench.details);
@@ -110,6 +116,21 @@ impl Bench {
         self.figures.push(
             Figure::new("holdfast up --nodes 3, fresh, to Ready", "s", runs).goal(GOAL_UP_S, "issue's goal"),
         );
+        Ok(())
+    }
+
+    /// The simulation's speed, and what a large cluster costs.
+    fn simulation(&mut self) -> Result<()> {
+        let Some(program) = simulation::program().filter(|_| self.options.simulation) else {
+            self.say("the simulation is left out");
+            return Ok(());
+        };
+        self.say("the simulation's speed");
+        self.figures.push(simulation::speed(&program)?);
+        self.say("a large cluster, with nodes that are played");
+        let (figures, found) = simulation::scale(&program)?;
+        self.figures.extend(figures);
+        self.details.insert("scale".into(), found);
         Ok(())
     }
 
