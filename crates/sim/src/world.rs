@@ -493,8 +493,7 @@ impl World {
 
     /// Loses everything under way from or to a process, as when its machine is gone.
     pub fn lose_connections_of(&mut self, place: &Place) {
-        let lost = self.net.lose(|message| message.from == *place || message.to.place == *place);
-        let _ = lost;
+        let _ = self.net.lose(|message| message.from == *place || message.to.place == *place);
         // Whoever waited for an answer hears of it now.
         self.dirty.extend(self.processes.keys());
     }

@@ -51,9 +51,9 @@ impl Template {
     /// Picks the objects of the first VM and the first node out of a journal.
     #[must_use]
     pub fn of(records: Vec<Record>) -> Self {
-        let mut live: BTreeMap<(Arc<str>, Arc<str>, Arc<str>), Record> = BTreeMap::new();
+        let mut live: BTreeMap<[Arc<str>; 3], Record> = BTreeMap::new();
         for record in records {
-            let place = (record.storage.clone(), record.namespace.clone(), record.name.clone());
+            let place = [record.storage.clone(), record.namespace.clone(), record.name.clone()];
             match record.deleted {
                 true => live.remove(&place),
                 false => live.insert(place, record),
