@@ -191,16 +191,15 @@ impl Checker {
                     self.cordoned.remove(&name);
                 }
             }
-            "pods" => {
+            // A pod with a node keeps it, and its VM.
+            "pods" if record.deleted || !self.placed.contains(&*record.uid) => {
                 let Ok(pod) = serde_json::from_slice::<Value>(&record.json) else { return };
                 self.note_launcher(&name, &pod, record.deleted);
                 if record.deleted {
                     return;
                 }
                 let Some(node) = pod["spec"]["nodeName"].as_str() else { return };
-                if !self.placed.insert(record.uid.to_string()) {
-                    return;
-                }
+                self.placed.insert(record.uid.to_string());
                 self.look("cordon");
                 // The scheduler may have decided before it saw the cordon.
                 let cordoned = self.cordoned.get(node).copied();
