@@ -3,7 +3,7 @@
 //! The only gate in front of `Prepare` and `Run` (failure-and-rebalancing.md §3.6, INV-1, INV-3).
 //! Decided on an Instance read from the store at this moment, never on a cached one.
 
-use holdfast_api::engine::{Instance, InstanceState, Migration, Power};
+use holdfast_api::engine::{Instance, InstanceState, Migration, Power, Report, ReportState};
 use holdfast_wire::Id;
 
 /// This node, now.
@@ -51,6 +51,10 @@ pub fn cold_start(here: &Here, id: &Id, instance: &Instance) -> Result<(), Refus
     if claim.pod_uid != id.pod_uid {
         return refuse(format!("the claim names pod {}, the launcher is pod {}", claim.pod_uid, id.pod_uid));
     }
+    // The engine may be about to act on it.
+    if status.and_then(|s| s.report.as_ref()).is_some_and(|report| is_end_of(id, report)) {
+        return refuse("the end of this launcher was reported");
+    }
     // The engine lists every pod of the Instance whose end is not proved. One of an earlier epoch is
     // covered by the proof without which there would be no new epoch.
     let rival =
@@ -59,6 +63,10 @@ pub fn cold_start(here: &Here, id: &Id, instance: &Instance) -> Result<(), Refus
         return refuse(format!("the end of pod {} of the same VM is not proved", rival.name));
     }
     Ok(())
+}
+
+fn is_end_of(id: &Id, report: &Report) -> bool {
+    report.epoch == id.epoch && report.pod_uid == id.pod_uid && report.state == ReportState::Ended
 }
 
 /// Whether the launcher `id` may start QEMU as the target of `migration`. It never authorises `Run`.
@@ -143,6 +151,10 @@ mod tests {
         LauncherPod { name: uid.into(), uid: uid.into(), node: None, role: PodRole::Active, epoch }
     }
 
+    fn ended(pod_uid: &str) -> Report {
+        Report { epoch: 3, pod_uid: pod_uid.into(), state: ReportState::Ended, ..Report::default() }
+    }
+
     fn instance() -> Instance {
         let mut instance = Instance::default();
         instance.metadata.uid = Some("vm".into());
@@ -211,6 +223,8 @@ mod tests {
                 |i, _| status(i).claim.as_mut().unwrap().pod_uid = "q".into(),
                 "names pod q",
             ),
+            ("its end was reported", |i, _| status(i).report = Some(ended("p")), "was reported"),
+            ("another pod's end was reported", |i, _| status(i).report = Some(ended("q")), "ok"),
             ("a rival pod", |i, _| status(i).pods.push(pod("q", 3)), "pod q"),
             ("a proved pod of an earlier epoch", |i, _| status(i).pods.push(pod("q", 2)), "ok"),
         ];

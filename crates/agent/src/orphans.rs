@@ -1,6 +1,7 @@
-//! Claims of this node whose launcher pod vanished without a trace, for example because it was removed
-//! by force while the agent was down: nobody else can say that nothing runs, so the VM would wait for
-//! ever. The end is reported when pod, directory and processes are gone (first-slice.md §4.5).
+//! Claims of this node of whose launcher nothing is here: its pod was removed by force while the agent was
+//! down, or became final before the node had begun with it (deleted while the node's kubelet was down, refused
+//! by the kubelet). No driver follows such a pod, and nobody else can say that nothing runs, so the VM would
+//! wait for ever. The end is reported when directory and processes are gone (first-slice.md §4.5).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,12 +15,13 @@ use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 use tokio::time::Instant;
 
+use crate::launcher::driver::is_final;
 use crate::launcher::reporter;
 use crate::node_agent::NodeAgent;
 use crate::peers::chain;
 use crate::report::{End, Facts};
 
-/// How long a claim must be without a trace of its pod.
+/// How long a claim must be without a trace of its launcher.
 const SETTLE: Duration = Duration::from_secs(10);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -49,8 +51,27 @@ pub async fn follow(agent: Arc<NodeAgent>) {
 fn orphan(agent: &NodeAgent, instance: &Instance) -> Option<Id> {
     let here = agent.here();
     let id = claimed(instance, &here.node, &here.boot_id)?;
-    let trace = agent.cluster.pods.get(&id.pod_uid).is_some() || agent.pods.exists(&id.pod_uid);
-    (!trace).then_some(id)
+    let pod = agent.cluster.pods.get(&id.pod_uid);
+    let over = match &pod {
+        None => !agent.pods.exists(&id.pod_uid),
+        Some(pod) => is_final(pod) && !agent.pods.has(&id.pod_uid) && !has_begun(instance, &id),
+    };
+    over.then_some(id)
+}
+
+/// Something was reported of this launcher: then its records are or were here, and a move may have begun.
+fn has_begun(instance: &Instance, id: &Id) -> bool {
+    let report = instance.status.as_ref().and_then(|status| status.report.as_ref());
+    report.is_some_and(|report| report.epoch == id.epoch && report.pod_uid == id.pod_uid)
+}
+
+/// What ended a launcher of which nothing is here.
+fn end(pod: Option<&Pod>) -> End {
+    match pod {
+        None => End::removed(),
+        Some(pod) if pod.metadata.deletion_timestamp.is_some() => End::deleted(),
+        Some(_) => End::unrecorded(false),
+    }
 }
 
 /// The power-on that a node claims in one boot and whose end is not reported.
@@ -74,16 +95,18 @@ async fn report(agent: &NodeAgent, id: &Id) -> kube::Result<()> {
     let pods: Api<Pod> = Api::all(agent.cluster.client.clone());
     let selector = format!("{}={}", label::CREATED_BY, id.instance_uid);
     let listed = pods.list(&ListParams::default().labels(&selector)).await?;
-    let exists = listed.items.iter().any(|pod| pod.uid().as_deref() == Some(&id.pod_uid));
-    if exists || !agent.pods.is_gone(&id.pod_uid) {
+    let pod = listed.items.iter().find(|pod| pod.uid().as_deref() == Some(&id.pod_uid));
+    if pod.is_some_and(|pod| !is_final(pod)) || !agent.pods.is_gone(&id.pod_uid) {
         return Ok(());
     }
-    tracing::warn!(%id, "the launcher pod vanished; reporting its end");
+    let end = end(pod);
+    tracing::warn!(%id, ?end, "nothing of the launcher is left; reporting its end");
     let facts = Facts {
         id: id.clone(),
         node: agent.config.node.clone(),
         boot_id: agent.config.boot_id.clone(),
-        end: Some(End::removed()),
+        pod_name: pod.map(|pod| pod.name_any()).unwrap_or_default(),
+        end: Some(end),
         ..Facts::default()
     };
     reporter::report_end(agent, &facts).await
@@ -91,9 +114,19 @@ async fn report(agent: &NodeAgent, id: &Id) -> kube::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_api::engine::{Claim, InstanceStatus, Report};
+    use holdfast_api::engine::{Claim, ExitCause, InstanceStatus, Report};
 
     use super::*;
+
+    #[test]
+    fn a_launcher_that_was_never_begun_says_why() {
+        let mut pod = Pod::default();
+        let cause = |pod: Option<&Pod>| end(pod).cause.unwrap();
+        assert_eq!(cause(None), ExitCause::Evicted);
+        assert_eq!(cause(Some(&pod)), ExitCause::StartFailed, "the node refused it");
+        pod.metadata.deletion_timestamp = Some(holdfast_api::Time(holdfast_env::Timestamp::UNIX_EPOCH));
+        assert_eq!(cause(Some(&pod)), ExitCause::Evicted, "no failure: somebody deleted it");
+    }
 
     #[test]
     fn only_claims_of_this_boot_without_a_reported_end_count() {

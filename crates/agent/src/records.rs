@@ -74,7 +74,7 @@ impl PodsDir {
         let mut uids: Vec<String> = entries
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|uid| self.run(uid).is_dir())
+            .filter(|uid| self.has(uid))
             .collect();
         uids.sort_unstable();
         Ok(uids)
@@ -83,6 +83,11 @@ impl PodsDir {
     /// Whether the pod's directory exists.
     pub fn exists(&self, pod_uid: &str) -> bool {
         self.dir.join(pod_uid).exists()
+    }
+
+    /// Whether the pod has a launcher's `run` volume: then a driver follows it.
+    pub fn has(&self, pod_uid: &str) -> bool {
+        self.run(pod_uid).is_dir()
     }
 
     /// Reads the records; none when the volume is gone.

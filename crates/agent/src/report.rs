@@ -78,6 +78,12 @@ impl End {
         Self { cause: Some(ExitCause::Evicted), detail: detail.to_owned(), inferred: false }
     }
 
+    /// The end of a launcher whose pod was deleted and of which its node has nothing.
+    pub fn deleted() -> Self {
+        let detail = "the launcher pod was deleted; nothing of it is on its node";
+        Self { cause: Some(ExitCause::Evicted), detail: detail.to_owned(), inferred: false }
+    }
+
     /// The end of a launcher that left no record. `started`: QEMU was (about to be) started.
     pub fn unrecorded(started: bool) -> Self {
         let (cause, detail) = if started {

@@ -465,7 +465,8 @@ fn resumed(facts: &mut Facts, uid: &str) -> bool {
     true
 }
 
-fn is_final(pod: &Pod) -> bool {
+/// Nothing of the pod runs, and nothing of it will be started.
+pub fn is_final(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
