@@ -83,7 +83,13 @@ impl<K> Clone for Cache<K> {
     }
 }
 
-fn key<K: Resource>(object: &K) -> Key {
+impl<K> Default for Cache<K> {
+    fn default() -> Self {
+        Self { objects: Arc::default(), link: Arc::default() }
+    }
+}
+
+pub(crate) fn key<K: Resource>(object: &K) -> Key {
     let meta = object.meta();
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
@@ -100,7 +106,7 @@ where
         tasks: &mut JoinSet<()>,
         slim: fn(&mut K),
     ) -> (Self, tokio::task::AbortHandle) {
-        let cache = Self { objects: Arc::default(), link: Arc::default() };
+        let cache = Self::default();
         let task = tasks.spawn(cache.clone().follow(api, config, slim));
         (cache, task)
     }
@@ -128,20 +134,24 @@ where
                 }
                 Ok(watcher::Event::Apply(object)) => {
                     let (key, object) = small(object);
-                    self.objects.write().insert(key.clone(), object);
-                    link.changed(std::iter::once(&key));
+                    self.set(key, Some(object));
                 }
-                Ok(watcher::Event::Delete(object)) => {
-                    let key = key(&object);
-                    self.objects.write().remove(&key);
-                    link.changed(std::iter::once(&key));
-                }
+                Ok(watcher::Event::Delete(object)) => self.set(key(&object), None),
                 Err(error) => {
                     link.breaks.fetch_add(1, Ordering::Release);
                     tracing::debug!("watch broken, will reconnect: {error}");
                 }
             }
         }
+    }
+
+    /// What there is of this name now.
+    pub(crate) fn set(&self, key: Key, object: Option<Arc<K>>) {
+        match object {
+            Some(object) => self.objects.write().insert(key.clone(), object),
+            None => self.objects.write().remove(&key),
+        };
+        self.link.changed(std::iter::once(&key));
     }
 
     /// Wakes `notify` on every change.
@@ -224,6 +234,7 @@ where
 }
 
 /// The caches used by more than one loop, or by one that looks at whole objects.
+#[derive(Default)]
 pub(crate) struct Caches {
     pub(crate) pods: Cache<Pod>,
     pub(crate) nodes: Cache<Node>,

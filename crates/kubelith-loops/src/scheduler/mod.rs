@@ -198,7 +198,7 @@ impl Scheduler {
                 if let Some(assumed) = self.assumed.get_mut(&uid) {
                     assumed.bound = true;
                 }
-            } else if self.assumed.remove(&uid).is_some() {
+            } else {
                 self.forget(&uid);
             }
         }
@@ -216,7 +216,6 @@ impl Scheduler {
             (!stands || now - assumed.since >= ASSUMED_MAX).then(|| uid.clone())
         };
         for uid in self.assumed.iter().filter_map(over).collect::<Vec<_>>() {
-            self.assumed.remove(&uid);
             self.forget(&uid);
         }
         for (uid, assumed) in &self.assumed {
@@ -226,10 +225,9 @@ impl Scheduler {
         }
     }
 
-    /// Takes an assumed pod off its node, unless the cache shows it there.
     fn forget(&mut self, uid: &str) {
-        if self.picture.waiting.values().any(|pod| pod.metadata.uid.as_deref() == Some(uid)) {
-            self.picture.cluster.remove(uid);
+        if let Some(assumed) = self.assumed.remove(uid) {
+            self.picture.forget(&assumed.pod);
         }
     }
 

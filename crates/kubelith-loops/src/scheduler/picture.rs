@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 
 use super::snapshot::Cluster;
 use super::{is_waiting, uid};
-use crate::cache::{Caches, Changes, Key};
+use crate::cache::{Caches, Changes, Key, key};
 use crate::pods;
 
 /// The picture.
@@ -78,6 +78,14 @@ impl Picture {
             self.waiting.insert(key.clone(), pod);
         }
         self.seen.insert(key, now);
+    }
+
+    /// Forgets that a pod was assumed to be on a node: only what the cache shows counts, be it that the pod is gone.
+    pub(super) fn forget(&mut self, pod: &Pod) {
+        self.cluster.remove(&uid(pod));
+        let key = key(pod);
+        let shown = self.caches.pods.get(Some(&key.0), &key.1);
+        self.take_pod(key, shown);
     }
 
     /// Of namespaces and classes there are few.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
+use super::picture::Picture;
 use super::place::{Verdict, place};
 use super::snapshot::{Cluster, requests};
+use crate::cache::{self, Caches};
 
 fn merge(into: &mut Value, from: Value) {
     match (into, from) {
@@ -106,6 +108,33 @@ fn a_picture_kept_up_to_date_is_the_same_as_a_new_one() {
         assert_eq!(seen(&cluster), seen(&fresh));
         assert_eq!(cluster.ruled().count(), fresh.ruled().count());
     }
+}
+
+#[test]
+fn of_an_assumed_pod_only_what_the_cache_shows_is_left() {
+    let caches = Arc::new(Caches::default());
+    let mut picture = Picture::new(caches.clone());
+    let assumed = pod("p", json!({}));
+    let show = |pod: Option<Arc<Pod>>| caches.pods.set(cache::key(&*assumed), pod);
+    caches.nodes.set((String::new(), "n1".to_owned()), Some(node("n1", json!({}))));
+    caches.nodes.set((String::new(), "n2".to_owned()), Some(node("n2", json!({}))));
+    show(Some(assumed.clone()));
+    picture.refresh();
+    picture.cluster.put("n1", assumed.clone());
+    // Gone while its binding was on its way.
+    show(None);
+    picture.refresh();
+    picture.cluster.put("n1", assumed.clone());
+    picture.forget(&assumed);
+    assert_eq!(picture.cluster.placed().count(), 0, "no ghost that keeps others away");
+    // Bound by somebody else.
+    picture.cluster.put("n1", assumed.clone());
+    show(Some(on("n2", "p", json!({}))));
+    picture.forget(&assumed);
+    assert_eq!(picture.cluster.placed().count(), 1);
+    assert!(picture.cluster.placed().all(|(node, _)| node.name() == "n2"));
+    picture.refresh();
+    assert_eq!(picture.cluster.placed().count(), 1);
 }
 
 fn verdict(nodes: Vec<Arc<Node>>, placed: &[Arc<Pod>], pod: &Pod) -> String {
