@@ -295,6 +295,12 @@ fn abort_is_settled_when_the_guest_is_known_to_stay() {
     assert!(settled(&moving(VmState::Running, MoveStage::Cancelled), &aborted()));
     assert!(settled(&moving(VmState::Running, MoveStage::Failed), &aborted()));
     assert!(!settled(&moving(VmState::GaveUp, MoveStage::GaveUp), &aborted()), "too late");
+    let gave_up = migration(|s| {
+        s.source = Some(MigrationSource { gave_up_at: Some(Time(NOW)), ..s.source.clone().unwrap() });
+    });
+    assert!(!settled(&moving(VmState::GaveUp, MoveStage::GaveUp), &gave_up));
+    assert!(settled(&moving(VmState::Running, MoveStage::Failed), &gave_up), "nobody else ends the move");
+    assert!(!settled(&moving(VmState::Running, MoveStage::Failed), &migration(|_| ())), "a call-off follows");
     assert!(!settled(&facts(VmState::Running), &migration(|_| ())), "nobody asked");
 }
 

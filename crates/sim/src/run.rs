@@ -8,13 +8,14 @@ use parking_lot::Mutex;
 
 use crate::check::Violation;
 use crate::deed::{self, Cast, Deed};
+use crate::net::ProcessId;
 use crate::random::Dice;
 use crate::surroundings::Surroundings;
 use crate::swarm::{Doing, Swarm};
 use crate::timeline::{Span, Timeline};
 use crate::trace::{Keep, Trace};
 use crate::user::{self, Action};
-use crate::world::World;
+use crate::world::{Role, World};
 use crate::{fault, liveness, panics, plot, process, start};
 
 /// What a history is made of.
@@ -240,6 +241,13 @@ impl History<'_> {
 
     /// Users let the platform do its work: every node is open, no VM is pinned to one.
     fn make_room(&mut self) {
+        // Nobody comes with a wish of before any more, such as a pin that failed and is tried again.
+        let trying = self.world.processes.iter().filter(|(_, running)| running.role == Role::User);
+        let trying: Vec<ProcessId> =
+            trying.map(|(id, _)| *id).filter(|id| !self.world.drains.contains_key(id)).collect();
+        for id in trying {
+            self.world.kill(id);
+        }
         let nodes: Vec<String> = self.world.nodes.keys().map(ToString::to_string).collect();
         // A drain that is still wanted goes on: it must end.
         let wanted: BTreeSet<String> = self.world.drains.values().cloned().collect();

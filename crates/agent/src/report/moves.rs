@@ -116,10 +116,13 @@ pub fn source_in_migration(
     stamp(&known.suspended_at, at_least(MoveStage::Suspended), "suspendedAt");
     stamp(&known.gave_up_at, at_least(MoveStage::GaveUp), "gaveUpAt");
     stamp(&known.ack_at, at_least(MoveStage::Acked), "ackAt");
-    // An abort is settled when the move failed or never began; after giving up it is too late.
+    // An abort is settled when the move failed or never began. Nobody calls off what was given up: there
+    // this word alone tells that the guest came back.
     let never_began = event.is_none() && known.started_at.is_none();
-    let settled = never_began || matches!(stage, Some(MoveStage::Failed | MoveStage::Cancelled));
-    stamp(&known.aborted_at, status.abort.is_some() && settled, "abortedAt");
+    let stays = matches!(stage, Some(MoveStage::Failed | MoveStage::Cancelled));
+    let called_off = status.abort.is_some();
+    let settled = called_off && never_began || stays && (called_off || known.gave_up_at.is_some());
+    stamp(&known.aborted_at, settled, "abortedAt");
     if let Some(ms) = event.and_then(|m| m.downtime_ms)
         && known.downtime_ms != Some(ms)
     {

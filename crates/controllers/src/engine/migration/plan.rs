@@ -226,13 +226,12 @@ impl Step<'_> {
         if self.guest_ended() {
             return self.fail("InstanceGone", "The VM ended during the migration.");
         }
-        if let Some(wanted) = self.new.abort.clone()
-            && source.aborted_at.is_some()
-        {
+        if source.aborted_at.is_some() {
+            let wanted = self.new.abort.as_ref().map_or(abort::FAILED, |abort| &abort.reason).to_owned();
             // That it was called off is what the source knows; why, stands in the call-off.
             let told = self.new.failure.take().filter(|failure| failure.class != "Cancelled");
-            let failure = told.unwrap_or_else(|| abort_text(&wanted.reason));
-            let called_off = matches!(wanted.reason.as_str(), abort::DELETED | "Uncordoned");
+            let failure = told.unwrap_or_else(|| abort_text(&wanted));
+            let called_off = matches!(wanted.as_str(), abort::DELETED | "Uncordoned");
             let state = if called_off { MigrationState::Aborted } else { MigrationState::Failed };
             return self.finish(state, Some(failure));
         }

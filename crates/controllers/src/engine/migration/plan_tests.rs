@@ -305,6 +305,17 @@ fn once_the_right_was_given_up_nothing_calls_it_off() {
     settle(&mut o);
     assert_eq!(state(&o), MigrationState::Switching);
     assert!(o.migration.status.as_ref().unwrap().abort.is_none());
+    // The target has ended without the guest; the source took its right back and says so.
+    edit(&mut o, |status| {
+        let text = "the target ended without having run the guest".to_owned();
+        status.failure = Some(Failure { class: "TargetEnded".to_owned(), text });
+    });
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Switching, "a failure may be the target's word");
+    source(&mut o, |source| source.aborted_at = Some(Time(at(100_001))));
+    settle(&mut o);
+    assert_eq!(state(&o), MigrationState::Failed);
+    assert!(record_of(&o).end.is_some());
 }
 
 // INV-1
