@@ -288,10 +288,9 @@ impl Step {
         {
             let power = if shall_stop(&o.instance) { Power::Off } else { Power::On };
             let reported = report.cause.unwrap_or(ExitCause::Crash);
-            // What had crashed before somebody evicted its final pod was not ended by the eviction.
-            let crashed_first = reported == ExitCause::Crash
-                && pod.is_some_and(|pod| launcher_pod::ended_before_deletion(pod));
-            let cause = exit::cause(reported, power, pod_deleted && !crashed_first);
+            // What had crashed or powered off before somebody evicted its final pod was not ended by the eviction.
+            let ended_first = pod.is_some_and(|pod| launcher_pod::ended_before_deletion(pod));
+            let cause = exit::cause(reported, power, pod_deleted && !ended_first);
             let by = Some(format!("agent/{}", claim.node));
             return self.end(o, cause, &report.detail, Proof { by, ..proof(ProofKind::AgentReport) });
         }

@@ -440,8 +440,19 @@ fn a_pod_deleted_by_hand_is_an_eviction() {
         ..Report::default()
     };
     report(&mut o, ended);
+    let before = o.clone();
     settle(&mut o);
     assert_eq!(o.instance.status.as_ref().unwrap().exit.as_ref().unwrap().cause, ExitCause::Evicted);
+
+    // The guest powered off by itself, and its final pod was evicted before the end was told.
+    let mut o = before;
+    let mut pod = (*o.pods[0]).clone();
+    let terminated = json!({"containerStatuses": [{"name": "compute", "image": "", "imageID": "", "ready": false,
+        "restartCount": 0, "state": {"terminated": {"exitCode": 0, "finishedAt": at(0)}}}]});
+    pod.status = Some(serde_json::from_value(terminated).unwrap());
+    o.pods[0] = Arc::new(pod);
+    settle(&mut o);
+    assert_eq!(o.instance.status.as_ref().unwrap().exit.as_ref().unwrap().cause, ExitCause::GuestShutdown);
 }
 
 #[test]

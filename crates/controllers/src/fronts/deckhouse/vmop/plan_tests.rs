@@ -193,6 +193,17 @@ fn a_restart_is_done_when_the_epoch_it_began_runs() {
 }
 
 #[test]
+fn a_start_is_done_when_the_vm_runs_whoever_started_it() {
+    let mut o = observed(VmopType::Start, RunPolicy::Manual, VmPhase::Stopped);
+    settle(&mut o);
+    settle(&mut o);
+    set_phase(&mut o, VmPhase::Running);
+    set_instance(&mut o, "policy", InstanceState::Running);
+    settle(&mut o);
+    assert_eq!(result(&o), (VmopPhase::Completed, "True/OperationCompleted".into()));
+}
+
+#[test]
 fn a_start_whose_vm_gives_up_fails_with_the_reason() {
     let mut o = observed(VmopType::Start, RunPolicy::Manual, VmPhase::Stopped);
     settle(&mut o);

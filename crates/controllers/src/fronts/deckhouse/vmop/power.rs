@@ -59,6 +59,10 @@ fn judge(o: &Observed) -> Outcome {
     let done = || Outcome::stage(VmopPhase::Completed, Completed::OperationCompleted, "");
     match type_ {
         VmopType::Stop if phase == VmPhase::Stopped => return done(),
+        // Whoever started it: the policy may have been first.
+        VmopType::Start if phase == VmPhase::Running && o.instance.as_deref().is_some_and(runs) => {
+            return done();
+        }
         VmopType::Start | VmopType::Restart => {
             let instance = o.instance.as_deref().filter(|instance| began(instance, o));
             if let Some(instance) = instance {
