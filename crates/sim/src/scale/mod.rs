@@ -1,5 +1,5 @@
 //! Scale mode: the real control plane and the real controllers with a large cluster, whose nodes are played
-//! ([`played`]). One rack is drained, another is lost and comes back; what that costs is measured.
+//! (`played`). One rack is drained, another is lost and comes back; what that costs is measured.
 //!
 //! Time of the world passes only while nobody has anything to do, so it tells how long the platform waits for
 //! timers; what work costs is told by the machine's clock.
