@@ -140,17 +140,15 @@ impl Outgoing {
         let Some(address) = self.address else { return true };
         let std::net::IpAddr::V4(target_address) = self.target.address.ip() else { return false };
         let route = self.agent.new_route(address, self.id.epoch, &self.target.node, target_address);
-        let hint = async {
-            let network = &self.agent.network;
-            let done = network.hint(address, &self.target.node, target_address, route.generation).await;
-            if let Some(in_flight) = &mut self.in_flight {
-                in_flight.pass_on(stopped_at_us - STOPPING_US);
-            }
-            done
-        };
-        let tell =
-            self.switchboard.tell(&*self.agent.outside.peers, &self.keepers, &route, &self.target.node);
-        let (here, told) = tokio::join!(biased; hint, tell);
+        // First everybody else, then this node: what its tap is given until then is not lost, while a target whose
+        // route still leads here would send back what it is sent.
+        let told =
+            self.switchboard.tell(&*self.agent.outside.peers, &self.keepers, &route, &self.target.node).await;
+        let network = &self.agent.network;
+        let here = network.hint(address, &self.target.node, target_address, route.generation).await;
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.pass_on(stopped_at_us - STOPPING_US);
+        }
         if let Err(error) = here {
             tracing::warn!(id = %self.id, error = %chain(&error), "the route of this node could not be moved");
         }
