@@ -289,7 +289,7 @@ fn heard(listener: &OwnedFd) -> Vec<String> {
     all
 }
 
-// hypervisor.md §13.3: nothing that was sent to a guest during its move is lost.
+// hypervisor.md §13.3, strategy D.
 #[test]
 fn packets_that_come_between_the_stop_and_the_switch_of_the_routes_reach_the_target() {
     on_a_node(|| async {
