@@ -133,6 +133,11 @@ impl Outgoing {
         self.config.clone()
     }
 
+    /// Before the route leads here again: nothing is sent on any more.
+    pub fn keep_packets(&mut self) {
+        self.in_flight = None;
+    }
+
     /// The guest was stopped at that time (Unix, microseconds; none: just now): its traffic belongs to the target
     /// from now on (strategy C of hypervisor.md §13.3). True when the target has taken it over.
     pub async fn routes_to_target(&mut self, stopped_at_us: Option<i64>) -> bool {
@@ -146,7 +151,10 @@ impl Outgoing {
             self.switchboard.tell(&*self.agent.outside.peers, &self.keepers, &route, &self.target.node).await;
         let network = &self.agent.network;
         let here = network.hint(address, &self.target.node, target_address, route.generation).await;
-        if let Some(in_flight) = &mut self.in_flight {
+        // With the route still leading here, what is sent on would come back to the tap, and be sent on again.
+        if here.is_ok()
+            && let Some(in_flight) = &mut self.in_flight
+        {
             in_flight.pass_on(stopped_at_us - STOPPING_US);
         }
         if let Err(error) = here {

@@ -393,6 +393,9 @@ impl Driver {
             }
             Step::RoutesBack(uid) => {
                 asked.routes_back = Some(uid.clone());
+                if let Some(outgoing) = &mut self.outgoing {
+                    outgoing.keep_packets();
+                }
                 crate::migration::routes_back(&self.agent, id).await;
                 self.outgoing = None;
             }
