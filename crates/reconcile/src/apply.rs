@@ -52,7 +52,7 @@ impl Tools<'_> {
                     let created = self.create(create).await;
                     self.remember(create, &created);
                     if let Err(error) = &created {
-                        self.tell_refusal(create, error).await;
+                        self.tell_refusal(create, error);
                     }
                     created?;
                 }
@@ -60,7 +60,7 @@ impl Tools<'_> {
                 Effect::Delete { target, grace_s } => self.delete(target, *grace_s).await?,
                 Effect::Evict(target) => self.evict(target).await?,
                 Effect::Event(note) => {
-                    self.recorder.record(self.client, self.controller, note, self.clock).await;
+                    self.recorder.record(self.controller, note.clone(), self.clock.now());
                 }
             }
         }
@@ -111,7 +111,7 @@ impl Tools<'_> {
     }
 
     /// An event for those who wait for an object that the API does not let us create.
-    async fn tell_refusal(&self, create: &Create, error: &Error) {
+    fn tell_refusal(&self, create: &Create, error: &Error) {
         if let Some((about, reason)) = &create.refusal
             && let Some(why) = refused(error)
         {
@@ -121,7 +121,7 @@ impl Tools<'_> {
                 reason: (*reason).to_owned(),
                 message: format!("{} was not created: {why}", create.object),
             };
-            self.recorder.record(self.client, self.controller, &note, self.clock).await;
+            self.recorder.record(self.controller, note, self.clock.now());
         }
     }
 

@@ -1,24 +1,33 @@
 //! Events about objects: written once, counted when repeated, never a reason to fail a pass.
 //!
+//! They are written a moment later than what they are about, so that they take no processor from a guest that
+//! changes nodes at that very moment.
+//!
 //! An event's name is made of what it says, so that a controller that was restarted, or another one that
 //! leads now, counts on instead of writing a second one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use holdfast_env::{Clock, Timestamp};
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::sync::Notify;
 use tracing::debug;
 
 use crate::plan::{Note, NoteKind};
 
 /// How many distinct events are remembered for counting repetitions.
 const REMEMBERED_MAX: usize = 4096;
+/// How many events wait to be written; more, and the oldest is lost.
+const WAITING_MAX: usize = 1024;
+/// How long an event waits.
+const LATER: SignedDuration = SignedDuration::from_millis(300);
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Same {
@@ -35,24 +44,61 @@ struct Written {
     count: i32,
 }
 
+/// What happened, by whose word and when.
+#[derive(Clone, Debug)]
+struct Told {
+    controller: &'static str,
+    note: Note,
+    at: Timestamp,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
+    waiting: Mutex<VecDeque<Told>>,
+    more: Notify,
     written: Mutex<BTreeMap<Same, Written>>,
 }
 
 impl Recorder {
+    /// Takes an event that happens `at` this instant.
+    pub(crate) fn record(&self, controller: &'static str, note: Note, at: Timestamp) {
+        let mut waiting = self.waiting.lock();
+        if waiting.len() >= WAITING_MAX
+            && let Some(lost) = waiting.pop_front()
+        {
+            debug!(reason = lost.note.reason, about = %lost.note.about, "event lost, too many wait");
+        }
+        waiting.push_back(Told { controller, note, at });
+        drop(waiting);
+        self.more.notify_one();
+    }
+
+    /// Writes what is told, until it is dropped.
+    pub(crate) async fn run(&self, client: &Client, clock: &Clock) {
+        loop {
+            let next = self.waiting.lock().pop_front();
+            let Some(told) = next else {
+                self.more.notified().await;
+                continue;
+            };
+            clock.sleep_until(told.at.checked_add(LATER).unwrap_or(told.at)).await;
+            self.write(client, &told).await;
+        }
+    }
+
     /// Writes or counts the event; failures are logged only.
-    pub(crate) async fn record(&self, client: &Client, controller: &'static str, note: &Note, clock: &Clock) {
+    async fn write(&self, client: &Client, told: &Told) {
+        let note = &told.note;
         let same = Same {
-            controller,
+            controller: told.controller,
             uid: note.about.uid.clone(),
             reason: note.reason.clone(),
             message: note.message.clone(),
         };
         let known = self.written.lock().get(&same).cloned();
         let result = match known {
-            Some(written) => self.count(client, &same, written, clock.now()).await,
-            None => self.create(client, note, same, clock.now()).await,
+            Some(written) => self.count(client, &same, written, told.at).await,
+            None => self.create(client, note, same, told.at).await,
         };
         if let Err(error) = result {
             debug!(%error, reason = note.reason, about = %note.about, "event lost");

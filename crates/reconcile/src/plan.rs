@@ -4,12 +4,17 @@ use std::borrow::Cow;
 use std::fmt;
 
 use holdfast_env::Timestamp;
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use kube::core::ApiResource;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+
+/// How long news that nobody waits for may wait for more of its kind: people see it as at once, and a move, which
+/// takes half a second, becomes a few writes.
+const PATIENCE: SignedDuration = SignedDuration::from_millis(250);
 
 /// What a controller decided: nothing here has happened yet.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +25,9 @@ pub struct Plan {
     pub effects: Vec<Effect>,
     /// When to look again even if nothing changes.
     pub wake: Option<Timestamp>,
+    /// How long the status change may wait for more of its kind; zero: it is written at once. A plan that has to
+    /// do more than to tell events never waits.
+    pub patience: SignedDuration,
     /// Why: the log line, and what table tests compare.
     pub why: Vec<Why>,
 }
@@ -53,6 +61,22 @@ impl Plan {
     pub fn wake_at(&mut self, at: Timestamp) -> &mut Self {
         self.wake = Some(self.wake.map_or(at, |known| known.min(at)));
         self
+    }
+
+    /// The status change is no news that anybody waits for: a burst of such changes becomes one write.
+    pub fn unhurried(&mut self) -> &mut Self {
+        self.patience = PATIENCE;
+        self
+    }
+
+    /// Until when the plan waits, if it was first put off at `since` (never: `None`) and it is `now`.
+    pub(crate) fn put_off(&self, since: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+        let acts = self.effects.iter().any(|effect| !matches!(effect, Effect::Event(_)));
+        if self.status.is_none() || acts {
+            return None;
+        }
+        let until = since.unwrap_or(now).checked_add(self.patience).unwrap_or(now);
+        (until > now).then_some(until)
     }
 
     /// Sets the status change to the difference between two statuses of `object`; none if equal.

@@ -196,6 +196,8 @@ impl Runtime {
         for (_, driver) in self.drivers {
             tasks.spawn(driver(self.shared.clone()));
         }
+        let shared = self.shared.clone();
+        tasks.spawn(async move { shared.recorder.run(&shared.client, &shared.clock).await });
         while tasks.join_next().await.is_some() {}
         drop(watches);
     }
@@ -211,8 +213,33 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// What a controller remembers of its keys. Lost with the process, and nothing goes wrong.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Failed passes in a row.
+    failures: BTreeMap<Key, u32>,
+    /// Since when a status change waits for more of its kind.
+    waiting: BTreeMap<Key, Timestamp>,
+}
+
+impl Memory {
+    /// Until when the plan of `key` waits.
+    fn put_off(&mut self, key: &Key, plan: Option<&Plan>, now: Timestamp) -> Option<Timestamp> {
+        let until = plan.and_then(|plan| plan.put_off(self.waiting.get(key).copied(), now));
+        match until {
+            Some(_) => {
+                self.waiting.entry(key.clone()).or_insert(now);
+            }
+            None => {
+                self.waiting.remove(key);
+            }
+        }
+        until
+    }
+}
+
 async fn drive<C: Controller>(controller: Arc<C>, queue: Queue, shared: Arc<Shared>) {
-    let failures: Arc<Mutex<BTreeMap<Key, u32>>> = Arc::default();
+    let memory: Arc<Mutex<Memory>> = Arc::default();
     let slots = Arc::new(Semaphore::new(PARALLEL_MAX));
     let mut passes = JoinSet::new();
     loop {
@@ -228,10 +255,10 @@ async fn drive<C: Controller>(controller: Arc<C>, queue: Queue, shared: Arc<Shar
                 queue.len() as f64
             },
         );
-        let (controller, shared, queue, failures) =
-            (controller.clone(), shared.clone(), queue.clone(), failures.clone());
+        let (controller, shared, queue, memory) =
+            (controller.clone(), shared.clone(), queue.clone(), memory.clone());
         passes.spawn(async move {
-            let wake = guarded_pass(&*controller, &key, &shared, &failures).await;
+            let wake = guarded_pass(&*controller, &key, &shared, &memory).await;
             queue.done(&key, wake);
             drop(slot);
         });
@@ -243,12 +270,12 @@ async fn guarded_pass<C: Controller>(
     controller: &C,
     key: &Key,
     shared: &Shared,
-    failures: &Mutex<BTreeMap<Key, u32>>,
+    memory: &Mutex<Memory>,
 ) -> Option<Timestamp> {
     let span = info_span!("pass", controller = controller.name(), %key);
     let started = Instant::now();
     let result =
-        AssertUnwindSafe(pass(controller, key, shared).instrument(span.clone())).catch_unwind().await;
+        AssertUnwindSafe(pass(controller, key, shared, memory).instrument(span.clone())).catch_unwind().await;
     let _entered = span.enter();
     let result =
         result.unwrap_or_else(|panic| Err(Error::Bug(format!("the pass panicked: {}", panic_text(&*panic)))));
@@ -256,13 +283,13 @@ async fn guarded_pass<C: Controller>(
     metrics::pass(&shared.metrics, controller.name(), label, started.elapsed());
     match result {
         Ok(wake) => {
-            failures.lock().remove(key);
+            memory.lock().failures.remove(key);
             wake
         }
         Err(failure) => {
             let count = {
-                let mut all = failures.lock();
-                let count = all.entry(key.clone()).or_default();
+                let mut memory = memory.lock();
+                let count = memory.failures.entry(key.clone()).or_default();
                 *count += 1;
                 *count
             };
@@ -285,17 +312,29 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "no message".to_owned())
 }
 
-async fn pass<C: Controller>(controller: &C, key: &Key, shared: &Shared) -> Result<Option<Timestamp>, Error> {
+async fn pass<C: Controller>(
+    controller: &C,
+    key: &Key,
+    shared: &Shared,
+    memory: &Mutex<Memory>,
+) -> Result<Option<Timestamp>, Error> {
     let number = shared.passes.fetch_add(1, Ordering::Relaxed);
+    let now = shared.clock.now();
     let input = Pass {
-        now: shared.clock.now(),
+        now,
         entropy: shared.entropy.pass(controller.name(), &key.to_string(), number),
         client: shared.client.clone(),
     };
     let (decided, took) = work::busy(decide(controller, key, input)).await;
     metrics::decided(&shared.metrics, controller.name(), took);
     work::note("controller", controller.name(), took);
-    let Some(plan) = decided? else { return Ok(None) };
+    let decided = decided?;
+    let put_off = memory.lock().put_off(key, decided.as_ref(), now);
+    let Some(plan) = decided else { return Ok(None) };
+    if let Some(until) = put_off {
+        debug!(why = %reasons(&plan), "its news may wait for more");
+        return Ok(Some(plan.wake.map_or(until, |wake| wake.min(until))));
+    }
     if plan.is_empty() {
         debug!(why = %reasons(&plan), "nothing to do");
     } else {
@@ -324,7 +363,11 @@ fn reasons(plan: &Plan) -> String {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+
     use super::*;
+    use crate::{Effect, NoteKind, Patch};
 
     #[test]
     fn retries_slow_down_and_conflicts_are_retried_at_once() {
@@ -334,5 +377,36 @@ mod tests {
         assert_eq!(retry_delay(Class::Transient, 1).as_millis(), 100);
         assert_eq!(retry_delay(Class::Transient, 40).as_millis(), 30_000);
         assert_eq!(retry_delay(Class::Invalid, 0).as_millis(), 1_000);
+    }
+
+    /// A plan with a status change, and one that also does something.
+    fn plans() -> (Plan, Plan) {
+        let object = ConfigMap::default();
+        let status = Patch::status(&object, None, &json!({ "a": 1 }));
+        let mut news = Plan { status, ..Plan::default() };
+        news.unhurried().then(Effect::event(&object, NoteKind::Normal, "News", "text"));
+        let mut act = news.clone();
+        act.then(Effect::delete(&object));
+        (news, act)
+    }
+
+    #[test]
+    fn news_that_nobody_waits_for_wait_for_more_of_their_kind() {
+        let key = Key::new("ns", "a");
+        let at = |ms| Timestamp::from_millisecond(ms).unwrap();
+        let (news, act) = plans();
+        let hurried = Plan { patience: SignedDuration::ZERO, ..news.clone() };
+        let mut memory = Memory::default();
+        // The time of the first counts, however often there is more.
+        assert_eq!(memory.put_off(&key, Some(&news), at(0)), Some(at(250)));
+        assert_eq!(memory.put_off(&key, Some(&news), at(200)), Some(at(250)));
+        assert_eq!(memory.put_off(&Key::new("ns", "b"), Some(&news), at(200)), Some(at(450)), "by key");
+        assert_eq!(memory.put_off(&key, Some(&news), at(250)), None);
+        // What is written once is new the next time.
+        assert_eq!(memory.put_off(&key, Some(&news), at(300)), Some(at(550)));
+        for ends in [Some(&hurried), Some(&act), Some(&Plan::quiet("nothing")), None] {
+            assert_eq!(memory.put_off(&key, ends, at(400)), None, "{ends:?}");
+            assert_eq!(memory.put_off(&key, Some(&news), at(400)), Some(at(650)), "after {ends:?}");
+        }
     }
 }

@@ -14,6 +14,8 @@ use crate::world::{World, on_a_platform};
 impl World {
     /// Events about an object: `Type Reason` → how many objects, and how often in all.
     async fn told(&self, name: &str) -> BTreeMap<String, (usize, i32)> {
+        // Events come a moment later.
+        self.pass(1).await;
         let mut told = BTreeMap::new();
         for event in self.api::<Event>().list(&Default::default()).await.unwrap() {
             if event.involved_object.name.as_deref() == Some(name) {
@@ -108,8 +110,10 @@ fn a_repeated_event_is_counted_also_by_the_next_controller() {
             }
         };
         cycle(&world).await;
+        world.pass(1).await;
         world.restart_controllers().await;
         cycle(&world).await;
+        world.pass(1).await;
         let mut said: BTreeMap<(String, String), Vec<i32>> = BTreeMap::new();
         for event in world.api::<Event>().list(&Default::default()).await.unwrap() {
             if event.involved_object.name.as_deref() == Some("web") {

@@ -332,8 +332,9 @@ impl World {
         self.api::<Migration>().list(&Default::default()).await.unwrap().items
     }
 
-    /// Events about an object, as `Type Reason: text`.
+    /// Events about an object, as `Type Reason: text`. They are written a moment after what they tell.
     pub async fn events(&self, name: &str) -> Vec<String> {
+        self.pass(1).await;
         let all = self.api::<Event>().list(&Default::default()).await.unwrap().items;
         all.into_iter()
             .filter(|event| event.involved_object.name.as_deref() == Some(name))

@@ -40,6 +40,12 @@ pub fn plan(o: &Observed) -> Plan {
     let mut plan = Plan::default();
     let step = Step::decide(o);
     plan.set_status(&*o.instance, o.instance.status.as_ref(), &step.status);
+    let old = o.instance.status.clone().unwrap_or_default();
+    // The list of launchers and what they are built of is for people: nothing waits for it.
+    let (pods, firmware) = (step.status.pods.clone(), step.status.firmware.clone());
+    if step.status == (InstanceStatus { pods, firmware, ..old }) {
+        plan.unhurried();
+    }
     plan.because(step.why());
     if let Some(wake) = step.wake {
         plan.wake_at(wake);

@@ -320,6 +320,18 @@ fn with_target(o: &mut Observed, handed_over: bool) {
     });
 }
 
+#[test]
+fn a_launcher_that_comes_is_listed_when_there_is_more_to_say() {
+    let mut o = started();
+    with_target(&mut o, true);
+    let listed = plan(&o);
+    assert!(listed.status.is_some() && !listed.patience.is_zero(), "{listed:?}");
+    let mut off = o.clone();
+    let stopped = Arc::make_mut(&mut off.instance);
+    stopped.status.as_mut().unwrap().report.as_mut().unwrap().state = ReportState::Paused;
+    assert!(plan(&off).patience.is_zero(), "another state is news");
+}
+
 fn target_ended(o: &mut Observed) {
     let migration = Arc::make_mut(o.migration.as_mut().unwrap());
     migration.status.as_mut().unwrap().target.as_mut().unwrap().ended_at = Some(Time(at(1)));

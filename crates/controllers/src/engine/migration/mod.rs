@@ -18,4 +18,4 @@ mod plan;
 pub mod target_pod;
 
 pub use observe::{MigrationController, Observed, migration_uid};
-pub use plan::{name_move, plan};
+pub use plan::plan;

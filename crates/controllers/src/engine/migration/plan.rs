@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use holdfast_api::Time;
 use holdfast_api::engine::{
-    Abort, Failure, Instance, InstanceMigration, InstanceState, InstanceStatus, Migration, MigrationResult,
+    Abort, Failure, Instance, InstanceMigration, InstanceState, InstanceStatus, MigrationResult,
     MigrationState, MigrationStatus, Power, Side,
 };
 use holdfast_api::names::{finalizer, label};
@@ -67,6 +67,9 @@ pub fn plan(o: &Observed) -> Plan {
     }
     let (new, target) = (step.new, step.target);
     plan.set_status(&*o.migration, Some(&old), &new);
+    if is_only_told(&old, &new) {
+        plan.unhurried();
+    }
     if let Some(create) = target {
         let name = create.object.value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let create = create.refusal_told_to(Some(events::operation(&o.migration)), "FailedCreate");
@@ -84,6 +87,15 @@ pub fn plan(o: &Observed) -> Plan {
         plan.then(patch);
     }
     plan
+}
+
+/// Whether nothing is decided by the change: words, and how far the agents say they are. That the guest changes
+/// hands is over before anybody can read it, and right then the processors have better things to do.
+fn is_only_told(old: &MigrationStatus, new: &MigrationStatus) -> bool {
+    let told = MigrationStatus { reason: new.reason.clone(), message: new.message.clone(), ..old.clone() };
+    let switching = new.state == Some(MigrationState::Switching);
+    let told = MigrationStatus { state: if switching { new.state } else { old.state }, ..told };
+    told == *new
 }
 
 struct Step<'o> {
@@ -375,13 +387,8 @@ fn open(o: &Observed, new: &MigrationStatus) -> Option<Patch> {
     if new.state.is_none_or(|state| state < MigrationState::Preparing) || record(o).is_some() {
         return None;
     }
-    name_move(o.instance.as_ref()?, &o.migration, new)
-}
-
-/// Names `migration` in its Instance's status.
-#[must_use]
-pub fn name_move(instance: &Instance, migration: &Migration, status: &MigrationStatus) -> Option<Patch> {
-    let (source, target) = (status.source.clone()?, status.target.clone()?);
+    let (instance, migration) = (o.instance.as_ref()?, &o.migration);
+    let (source, target) = (new.source.clone()?, new.target.clone()?);
     let old = instance.status.clone().unwrap_or_default();
     let record = InstanceMigration {
         uid: migration.metadata.uid.clone()?,
@@ -391,7 +398,7 @@ pub fn name_move(instance: &Instance, migration: &Migration, status: &MigrationS
         ..InstanceMigration::default()
     };
     let new = InstanceStatus { migration: Some(record), ..old.clone() };
-    Patch::status(instance, Some(&old), &new)
+    Patch::status(&**instance, Some(&old), &new)
 }
 
 /// Closes the Instance's record of a move that did not succeed.

@@ -1,3 +1,4 @@
+use holdfast_api::engine::Migration;
 use holdfast_api::engine::{
     Claim, InstanceRef, InstanceSpec, MigrationSource, MigrationSpec, MigrationTarget,
 };
@@ -205,6 +206,25 @@ fn a_successful_move_ends_with_the_flip_only() {
     assert_eq!(state(&o), MigrationState::Done);
     assert_eq!(o.pods.len(), 2, "the engine looks after the pods");
     assert!(plan(&o).is_empty());
+}
+
+#[test]
+fn only_words_and_the_moment_of_the_hand_over_wait_for_more() {
+    let waits = |plan: Plan| !plan.patience.is_zero();
+    let mut o = granted();
+    o.pods[1] = pod("target", "p2", Some("n2"), Some("uid-m"));
+    assert!(waits(settle(&mut o)), "the target is being prepared: a message");
+    let mut o = handed_over();
+    source(&mut o, |source| source.started_at = Some(Time(at(1))));
+    assert!(!waits(plan(&o)), "memory is being copied");
+    settle(&mut o);
+    source(&mut o, |source| source.suspended_at = Some(Time(at(2))));
+    assert!(waits(plan(&o)), "the guest changes hands");
+    let mut lost = o.clone();
+    lost.pods.pop();
+    assert!(!waits(plan(&lost)), "it is called off");
+    finished(&mut o);
+    assert!(!waits(plan(&o)), "it is over");
 }
 
 #[test]

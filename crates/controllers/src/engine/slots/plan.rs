@@ -13,7 +13,6 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{Move, Observed};
-use crate::engine::migration::name_move;
 
 /// How often the queue is looked at although nothing changed: classes improve with waiting.
 const AGEING_S: i64 = 60;
@@ -159,16 +158,10 @@ fn hand_over(plan: &mut Plan, o: &Observed) {
             continue;
         }
         if prepare(o, m, &mut new, node) {
+            // The migration controller then names the move in its Instance, which lets the agents act.
             plan.because(format!("{} is handed over", name(m)));
-            write(plan, m, &old, &new);
-            if let Some(patch) =
-                m.instance.as_ref().and_then(|instance| name_move(instance, &m.migration, &new))
-            {
-                plan.then(patch);
-            }
-        } else {
-            write(plan, m, &old, &new);
         }
+        write(plan, m, &old, &new);
     }
 }
 

@@ -52,6 +52,9 @@ pub fn plan(o: &Observed) -> Plan {
     };
     let status = project::status(o, &decided);
     plan.set_status(&*o.vm, o.vm.status.as_ref(), &status);
+    if !is_waited_for(o.vm.status.as_ref(), &status) {
+        plan.unhurried();
+    }
     plan.because(why(o, phase, &decision, ready));
     if let Some(patch) = Patch::add_finalizer(&*o.vm, finalizer::VM_CLEANUP) {
         plan.then(patch);
@@ -64,6 +67,15 @@ pub fn plan(o: &Observed) -> Plan {
         act(&mut plan, o, &decision, ready);
     }
     plan
+}
+
+/// Whether the change is one that people and programs wait for: what they asked for is answered, the VM is in
+/// another phase, on another node.
+fn is_waited_for(old: Option<&VirtualMachineStatus>, new: &VirtualMachineStatus) -> bool {
+    let what = |status: &VirtualMachineStatus| {
+        (status.phase, status.node_name.clone(), status.ip_address.clone(), status.observed_generation)
+    };
+    old.is_none_or(|old| what(old) != what(new))
 }
 
 /// What waits for a restart of the running epoch.

@@ -575,3 +575,23 @@ fn an_instance_of_an_older_vm_of_the_same_name_is_waited_for() {
     settle(&mut o);
     assert_eq!((phase(&o), epoch(&o)), (VmPhase::Pending, -1));
 }
+
+#[test]
+fn a_change_that_nobody_waits_for_waits_for_more() {
+    let old = VirtualMachineStatus { phase: Some(VmPhase::Running), ..VirtualMachineStatus::default() };
+    let with = |change: fn(&mut VirtualMachineStatus)| {
+        let mut new = old.clone();
+        change(&mut new);
+        new
+    };
+    for (waited_for, new) in [
+        (true, with(|status| status.phase = Some(VmPhase::Migrating))),
+        (true, with(|status| status.node_name = Some("n2".into()))),
+        (true, with(|status| status.ip_address = Some("10.0.0.1".into()))),
+        (true, with(|status| status.observed_generation = Some(2))),
+        (false, with(|status| status.virtual_machine_pods.push(Default::default()))),
+    ] {
+        assert_eq!(is_waited_for(Some(&old), &new), waited_for, "{new:?}");
+    }
+    assert!(is_waited_for(None, &old), "the first status");
+}

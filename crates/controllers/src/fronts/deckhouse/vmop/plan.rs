@@ -164,6 +164,9 @@ fn conclude(plan: &mut Plan, o: &Observed, outcome: &Outcome) {
     };
     plan.because(format!("{}: {:?}", outcome.phase, outcome.completed));
     plan.set_status(&*o.operation, Some(&old), &new);
+    if new.phase == old.phase {
+        plan.unhurried();
+    }
     let waits = outcome.completed == Completed::QuotaExceeded
         && get::<Completed>(&old.conditions) != Some(Completed::QuotaExceeded);
     if outcome.phase == old.phase && !waits {
