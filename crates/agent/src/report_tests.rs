@@ -348,7 +348,7 @@ fn failures_are_told_once_and_never_after_the_end() {
     let named = json!({"class": "TargetUnreachable", "text": "no such certificate"});
     assert_eq!(because("m", "TransferFailed"), named);
     assert_eq!(because("m", "NotConverging")["text"], "cut");
-    assert_eq!(because("another", "TransferFailed")["text"], "cut");
+    assert_eq!(because("another", "TransferFailed")["text"], "The transfer of memory broke off: cut");
     assert_eq!(told(|s| s.failure = Some(Default::default())), None);
     assert_eq!(told(|s| s.state = Some(holdfast_api::engine::MigrationState::Failed)), None);
 }

@@ -31,6 +31,7 @@ pub mod metrics;
 pub mod node_maintenance;
 pub mod operations;
 pub mod placement_update;
+pub mod unready;
 pub mod vd;
 pub mod vmclass;
 pub mod vmip;

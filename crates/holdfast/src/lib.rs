@@ -148,6 +148,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(128));
     }
     let home = Home::find(cli.home.as_deref())?;
+    if matches!(cli.command, Command::Status | Command::Kubeconfig | Command::Logs { .. }) {
+        holdfast_sys::signals::end_with_the_reader();
+    }
     match cli.command {
         Command::Up { nodes, vm_cidr, node_names } => {
             up::run(&home, &up::Options { nodes, vm_cidr, node_names })?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use holdfast_api::VirtualMachineClass;
 use holdfast_sys::lock::FileLock;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
@@ -213,10 +214,10 @@ async fn wait_ready(home: &Home, facts: &Facts, progress: &mut Progress) -> anyh
                 api_seen = true;
                 progress.done("API server answers");
                 if *ready == facts.nodes.len() {
-                    return Ok(());
+                    break;
                 }
             }
-            Ok(ready) if *ready == facts.nodes.len() => return Ok(()),
+            Ok(ready) if *ready == facts.nodes.len() => break,
             Ok(ready) => progress.now(&format!("{ready} of {} nodes Ready", facts.nodes.len())),
             Err(_) => progress.now("waiting for the API server"),
         }
@@ -230,6 +231,27 @@ async fn wait_ready(home: &Home, facts: &Facts, progress: &mut Progress) -> anyh
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
+    // What users write names a default class: before it is there they would be warned.
+    while !has_classes(&client).await {
+        progress.now("waiting for the controller");
+        if progress.elapsed() > LIMIT {
+            bail!(
+                "no default VirtualMachineClass after {} s: {}",
+                LIMIT.as_secs(),
+                log_tail(home, "controller")
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    Ok(())
+}
+
+/// Whether the controller has made the default classes.
+async fn has_classes(client: &Client) -> bool {
+    let classes: Api<VirtualMachineClass> = Api::all(client.clone());
+    let Ok(list) = classes.list(&Default::default()).await else { return false };
+    let wanted = holdfast_controllers::vmclass::defaults();
+    wanted.iter().all(|class| list.iter().any(|known| known.metadata.name == class.metadata.name))
 }
 
 /// How many nodes are Ready in their present boot: what the store remembers of an earlier one does

@@ -21,8 +21,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Without a byte for this long the download has failed.
 const GIVE_UP: Duration = Duration::from_secs(300);
-/// Longest pause between attempts.
-const PAUSE_MAX: Duration = Duration::from_secs(20);
+/// First and longest pause between attempts that brought nothing.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
 /// Certificates that the machine trusts.
 const SYSTEM_CERTIFICATES: [&str; 2] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
@@ -51,6 +51,8 @@ pub struct Download {
     counter: Arc<Counter>,
     give_up: Duration,
     silent_since: Instant,
+    /// Before the next attempt; zero after one that brought something.
+    pause: Duration,
 }
 
 impl std::fmt::Debug for Download {
@@ -68,7 +70,13 @@ impl Download {
     /// # Errors
     /// When the server refuses, or cannot be reached for minutes.
     pub fn open(url: &str, ca_bundle: Option<&str>, counter: Arc<Counter>) -> Result<Self, Error> {
-        let mut download = Self {
+        let mut download = Self::new(url, ca_bundle, counter)?;
+        download.connect()?;
+        Ok(download)
+    }
+
+    fn new(url: &str, ca_bundle: Option<&str>, counter: Arc<Counter>) -> Result<Self, Error> {
+        Ok(Self {
             agent: agent(ca_bundle).map_err(|why| Error::Download { url: shown(url), why })?,
             url: url.to_owned(),
             body: None,
@@ -80,9 +88,8 @@ impl Download {
             counter,
             give_up: GIVE_UP,
             silent_since: Instant::now(),
-        };
-        download.connect()?;
-        Ok(download)
+            pause: Duration::ZERO,
+        })
     }
 
     /// Size of the file, where the server says it.
@@ -130,27 +137,27 @@ impl Download {
             };
             let failure = match body.read(buffer) {
                 Ok(0) if self.total.is_some_and(|total| self.position < total) => {
-                    "the server closed the connection early".to_owned()
+                    Cause::passing("the server closed the connection early")
                 }
                 Ok(count) => {
                     self.md5.update(&buffer[..count]);
                     self.sha256.update(&buffer[..count]);
                     self.position += count as u64;
                     self.counter.add(count as u64);
-                    self.silent_since = Instant::now();
+                    (self.silent_since, self.pause) = (Instant::now(), Duration::ZERO);
                     return Ok(count);
                 }
-                Err(error) => Cause::from(ureq::Error::Io(error)).why,
+                Err(error) => Cause::from(ureq::Error::Io(error)),
             };
             self.body = None;
-            let url = shown(&self.url);
-            self.counter.trouble(Some(format!("Downloading {url} is being resumed after: {failure}.")));
+            let trouble =
+                format!("Downloading {} is being resumed after: {}.", shown(&self.url), failure.why);
+            self.again(failure, trouble)?;
         }
     }
 
     /// Connects, again and again with growing pauses, at the present position.
     fn connect(&mut self) -> Result<(), Error> {
-        let mut pause = Duration::from_millis(500);
         loop {
             match self.attempt() {
                 Ok(body) => {
@@ -158,17 +165,23 @@ impl Download {
                     self.counter.trouble(None);
                     return Ok(());
                 }
-                Err(Cause { why, again }) => {
-                    if !again || self.silent_since.elapsed() + pause > self.give_up {
-                        return Err(Error::Download { url: shown(&self.url), why });
-                    }
-                    let trouble = format!("Waiting for {}, still trying: {why}.", shown(&self.url));
-                    self.counter.trouble(Some(trouble));
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(PAUSE_MAX);
+                Err(failure) => {
+                    let trouble = format!("Waiting for {}, still trying: {}.", shown(&self.url), failure.why);
+                    self.again(failure, trouble)?;
                 }
             }
         }
+    }
+
+    /// After an attempt that failed: tells the trouble and waits, or gives up.
+    fn again(&mut self, failure: Cause, trouble: String) -> Result<(), Error> {
+        if !failure.again || self.silent_since.elapsed() + self.pause > self.give_up {
+            return Err(Error::Download { url: shown(&self.url), why: failure.why });
+        }
+        self.counter.trouble(Some(trouble));
+        std::thread::sleep(self.pause);
+        self.pause = (self.pause * 2).clamp(PAUSE.0, PAUSE.1);
+        Ok(())
     }
 
     fn attempt(&mut self) -> Result<Box<dyn Read + Send>, Cause> {
@@ -270,12 +283,43 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::shown;
+    use std::io::Write as _;
+    use std::net::TcpListener;
+
+    use super::*;
 
     #[test]
     fn urls_are_shown_without_passwords() {
         assert_eq!(shown("http://u:p@host:81/a?b@c"), "http://host:81/a?b@c");
         assert_eq!(shown("https://host/a@b"), "https://host/a@b");
         assert_eq!(shown("host"), "host");
+    }
+
+    /// Promises a file and never sends a byte of it, on every connection.
+    #[test]
+    fn a_server_that_sends_nothing_is_given_up_and_not_flooded() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/x", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let mut connections = 0;
+            for mut stream in listener.incoming().flatten() {
+                connections += 1;
+                let mut request = [0; 1024];
+                // The last connection is the test's own, which says nothing.
+                if stream.read(&mut request).unwrap_or(0) == 0 {
+                    break;
+                }
+                let _ =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n");
+            }
+            connections
+        });
+        let mut download = Download::new(&url, None, Arc::default()).unwrap();
+        download.give_up = Duration::from_secs(2);
+        let failure = download.read(&mut [0; 16]).unwrap_err().to_string();
+        assert!(failure.contains("closed the connection early"), "{failure}");
+        drop(std::net::TcpStream::connect(url.trim_start_matches("http://").trim_end_matches("/x")).unwrap());
+        let connections = server.join().unwrap();
+        assert!((2..=5).contains(&connections), "{connections}");
     }
 }

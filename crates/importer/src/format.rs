@@ -59,6 +59,9 @@ pub fn of(head: &[u8]) -> Result<Format, String> {
     if at(32769, b"CD001") {
         return Ok(Format::Iso);
     }
+    if is_web_page(head) {
+        return Err("The data is a web page, not a disk image: check the URL.".to_owned());
+    }
     let refused = if at(0, b"# Disk DescriptorFile") || at(0, b"COWD") {
         "vmdk in several files"
     } else if at(0, b"conectix") {
@@ -69,6 +72,15 @@ pub fn of(head: &[u8]) -> Result<Format, String> {
         return Ok(Format::Raw);
     };
     Err(format!("The format {refused} is not supported: use qcow2, raw, vmdk in one file, vdi or iso."))
+}
+
+/// What servers send, with a good status, in the place of a file that they do not have.
+fn is_web_page(head: &[u8]) -> bool {
+    let begins = |with: &str| {
+        let text = head.trim_ascii_start();
+        text.get(..with.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(with.as_bytes()))
+    };
+    begins("<!doctype") || begins("<html") || begins("<?xml")
 }
 
 /// Size that the guest sees, where the header says it.
@@ -102,6 +114,7 @@ mod tests {
         assert_eq!(of(&head(32769, b"CD001")), Ok(Format::Iso));
         assert_eq!(of(&head(510, &[0x55, 0xaa])), Ok(Format::Raw));
         assert_eq!(of(b""), Ok(Format::Raw));
+        assert!(of(b"\n <!DOCTYPE html><html>").unwrap_err().contains("a web page"));
         assert!(of(&head(0, b"vhdxfile")).unwrap_err().contains("vhdx"));
     }
 

@@ -92,6 +92,7 @@ fn probe(source: &Source, counter: &Arc<Counter>) -> Result<Facts, Error> {
                 None => std::io::copy(&mut data, &mut std::io::sink()).map_err(unreadable)?,
             };
             drop(data);
+            something(size)?;
             let stored_bytes = total.unwrap_or_else(|| download.position());
             Ok(Facts { format: format.name().into(), virtual_size_bytes: whole_sectors(size), stored_bytes })
         }
@@ -174,13 +175,21 @@ fn import(request: &Request, target: &Path, scratch: &Path, counter: &Arc<Counte
     let wanted = request.size_bytes.and_then(|bytes| u64::try_from(bytes).ok());
     if let Some(wanted) = wanted {
         enough(wanted, size)?;
-    } else if size == 0 {
-        return Err(Error::Unusable("The data is empty.".to_owned()));
+    }
+    if !matches!(request.source, Source::Blank) {
+        something(size)?;
     }
     let virtual_size_bytes = whole_sectors(wanted.unwrap_or(size));
     let mode = if request.image { IMAGE_MODE } else { DISK_MODE };
     let stored_bytes = part.finish(virtual_size_bytes, mode)?;
     Ok(Facts { format: format.name().into(), virtual_size_bytes, stored_bytes })
+}
+
+fn something(size: u64) -> Result<(), Error> {
+    if size == 0 {
+        return Err(Error::Unusable("The data is empty: there is no disk image in it.".to_owned()));
+    }
+    Ok(())
 }
 
 fn enough(wanted: u64, needed: u64) -> Result<(), Error> {

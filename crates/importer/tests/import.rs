@@ -221,6 +221,20 @@ fn sizes_are_kept_grown_or_refused() {
 }
 
 #[test]
+fn what_is_no_disk_is_refused() {
+    for (content, why) in
+        [(b"".as_slice(), "The data is empty"), (b"<html><body>Not here</body></html>", "a web page")]
+    {
+        let server = Server::start(content.to_vec(), 0, true);
+        for (probe, size) in [(true, None), (false, None), (false, Some(4 << 20))] {
+            let run = run(http(&server.url, None), probe, size, false);
+            assert!(run.message().contains(why), "{}", run.message());
+            assert_eq!(run.left(), Vec::<String>::new());
+        }
+    }
+}
+
+#[test]
 fn an_iso_is_an_image_and_no_disk() {
     let mut iso = vec![1; 1 << 20];
     iso[32769..32774].copy_from_slice(b"CD001");

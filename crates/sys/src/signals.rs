@@ -5,6 +5,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::process::Signal;
 
+/// Lets the program end silently when the reader of its output does (`… | head`), as other programs do; Rust's
+/// own way is a panic. For commands that only print.
+pub fn end_with_the_reader() {
+    // SAFETY: the default action is no code of ours; called before threads are started.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
 /// Signals that arrive as data instead of interrupting. The signals stay blocked in this thread and
 /// in threads started later; [`crate::spawn::Command`] unblocks all in the program it starts.
 #[derive(Debug)]

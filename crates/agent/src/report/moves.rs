@@ -136,6 +136,10 @@ pub fn source_in_migration(
             facts.broken.as_ref().filter(|broken| broken.uid == uid && failure.class == "TransferFailed");
         let told = match cause {
             Some(broken) => json!({"class": "TargetUnreachable", "text": broken.why}),
+            None if failure.class == "TransferFailed" => {
+                let text = format!("The transfer of memory broke off: {}", failure.text);
+                json!({"class": failure.class, "text": text})
+            }
             None => json!({"class": failure.class, "text": failure.text}),
         };
         patch.insert("failure".into(), told);

@@ -20,6 +20,7 @@ use super::status::{self, State};
 use super::views::Views;
 use crate::import::storage_class::{self, Choice};
 use crate::import::{CLEARING, From, Helpers, Job, Outcome, not_available, remove, remove_pods};
+use crate::unready;
 use crate::vd::Use;
 
 /// What an image depends on.
@@ -50,6 +51,8 @@ pub struct Origin {
     pub uid: String,
     /// Ready and not being deleted.
     pub ready: bool,
+    /// If it is not ready: why, see [`unready::why`].
+    pub why: String,
     /// A VM has it (disks only).
     pub in_use_by: Option<String>,
     /// It knows that an image is made from it (disks only; images always do).
@@ -70,6 +73,7 @@ impl Origin {
         let status = image.view().unwrap_or_default();
         let uid = image.uid().unwrap_or_default();
         Self {
+            why: unready::why(status.phase, &status.conditions, image.meta().deletion_timestamp.as_ref()),
             ready: status.phase == Some(ImagePhase::Ready) && image.meta().deletion_timestamp.is_none(),
             in_use_by: None,
             reserved: true,
@@ -89,6 +93,7 @@ impl Origin {
         let status = disk.status.clone().unwrap_or_default();
         let uid = disk.uid().unwrap_or_default();
         Self {
+            why: unready::why(status.phase, &status.conditions, disk.metadata.deletion_timestamp.as_ref()),
             ready: status.phase == Some(VdPhase::Ready) && disk.metadata.deletion_timestamp.is_none(),
             in_use_by: status.attached_to_virtual_machines.iter().find(|a| a.mounted).map(|a| a.name.clone()),
             reserved: condition::get::<InUse>(&status.conditions) == Some(InUse::UsedForImageCreation),
@@ -316,7 +321,7 @@ fn from_object<I: Image>(o: &Observed<I>) -> ((DatasourceReady, String), Result<
         return not(DatasourceReady::VirtualDiskAttachedToVirtualMachine, text);
     }
     if !origin.ready {
-        return not(not_ready, format!("{kind} {name:?} is not ready."));
+        return not(not_ready, format!("{kind} {name:?} is not ready: it {}.", origin.why));
     }
     if !origin.reserved {
         let text = format!("{kind} {name:?} is being reserved for the image.");

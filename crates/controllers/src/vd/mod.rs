@@ -19,7 +19,7 @@ use kube::ResourceExt as _;
 use kube::api::{Api, LogParams};
 
 use crate::import::Helpers;
-use crate::{Config, indexes};
+use crate::{Config, indexes, unready};
 
 pub use plan::{Observed, SourceImage, Use};
 
@@ -77,6 +77,11 @@ impl VdController {
                     uid: image.uid().unwrap_or_default(),
                     ready: status.phase == Some(ImagePhase::Ready)
                         && image.metadata.deletion_timestamp.is_none(),
+                    why: unready::why(
+                        status.phase,
+                        &status.conditions,
+                        image.metadata.deletion_timestamp.as_ref(),
+                    ),
                     cdrom: status.cdrom == Some(true),
                     claim: claim_name("vi", &source.name, &image.uid().unwrap_or_default()),
                     bytes: status.size.and_then(|size| size.unpacked_bytes?.parse().ok()),
@@ -89,6 +94,11 @@ impl VdController {
                     uid: image.uid().unwrap_or_default(),
                     ready: status.phase == Some(ImagePhase::Ready)
                         && image.metadata.deletion_timestamp.is_none(),
+                    why: unready::why(
+                        status.phase,
+                        &status.conditions,
+                        image.metadata.deletion_timestamp.as_ref(),
+                    ),
                     cdrom: status.cdrom == Some(true),
                     claim: claim_name("cvi", &source.name, &image.uid().unwrap_or_default()),
                     bytes: status.size.and_then(|size| size.unpacked_bytes?.parse().ok()),

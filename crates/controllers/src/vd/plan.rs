@@ -46,6 +46,8 @@ pub struct SourceImage {
     pub uid: String,
     /// Ready and not being deleted.
     pub ready: bool,
+    /// If it is not ready: why, see [`unready::why`].
+    pub why: String,
     /// An ISO image.
     pub cdrom: bool,
     /// The claim that shows it in the consumer's namespace.
@@ -295,7 +297,7 @@ fn from_object(o: &Observed, source: &DataSource) -> ((DatasourceReady, String),
             ((missing, text.clone()), Err((Ready::DatasourceIsNotFound, text)))
         }
         Some(image) if !image.ready => {
-            let text = format!("{kind} {name:?} is not ready.");
+            let text = format!("{kind} {name:?} is not ready: it {}.", image.why);
             ((not_ready, text.clone()), Err((Ready::DatasourceIsNotReady, text)))
         }
         Some(image) => {

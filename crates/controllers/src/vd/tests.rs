@@ -57,7 +57,14 @@ fn from_image(kind: ObjectRefKind) -> Option<DataSource> {
 }
 
 fn image(ready: bool, cdrom: bool, bytes: i64) -> Option<SourceImage> {
-    Some(SourceImage { uid: "i".into(), ready, cdrom, claim: "c".into(), bytes: Some(bytes) })
+    Some(SourceImage {
+        uid: "i".into(),
+        ready,
+        why: "is Failed: too new".into(),
+        cdrom,
+        claim: "c".into(),
+        bytes: Some(bytes),
+    })
 }
 
 fn status_after(o: &Observed) -> VirtualDiskStatus {

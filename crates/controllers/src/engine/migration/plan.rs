@@ -117,7 +117,8 @@ impl Step<'_> {
             MigrationState::Aborted => MigrationResult::Aborted,
             _ => MigrationResult::Failed,
         });
-        if self.new.failure.is_none() {
+        // That a side was told to give up is no cause.
+        if self.new.failure.as_ref().is_none_or(|told| told.class == "Cancelled") {
             self.new.failure = failure;
         }
     }

@@ -234,6 +234,26 @@ fn block_devices_are_listed_by_index() {
     }
 }
 
+#[test]
+fn an_image_that_is_taken_out_stays_listed_until_the_restart() {
+    let image =
+        holdfast_api::vm::BlockDeviceRef { kind: BlockDeviceKind::VirtualImage, name: "cd".to_owned() };
+    let mut o = observed(DEFAULT);
+    let device = Device { reference: image.clone(), size: "96M".into(), ..device() };
+    edit_vm(&mut o, |vm| vm.spec.block_device_refs.push(image));
+    o.devices.push(device);
+    settle(&mut o);
+    settle(&mut o);
+    engine(&mut o, InstanceState::Running);
+    settle(&mut o);
+    edit_vm(&mut o, |vm| vm.spec.block_device_refs.truncate(1));
+    o.devices.truncate(1);
+    settle(&mut o);
+    let listed = &o.vm.status.as_ref().unwrap().block_device_refs;
+    let listed: Vec<_> = listed.iter().map(|d| (d.kind, d.name.as_str(), d.size.as_str())).collect();
+    assert_eq!(listed[1], (BlockDeviceKind::VirtualImage, "cd", "96M"), "{listed:?}");
+}
+
 // VL-C16
 #[test]
 fn a_removed_provisioning_is_one_entry() {

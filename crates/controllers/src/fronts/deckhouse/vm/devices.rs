@@ -11,6 +11,8 @@ use holdfast_api::{ClusterVirtualImage, VirtualDisk, VirtualImage};
 use holdfast_domain::identity;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 
+use crate::unready;
+
 /// Most devices of a VM.
 pub const DEVICES_MAX: usize = 16;
 
@@ -23,6 +25,8 @@ pub struct Device {
     pub uid: String,
     /// Its data can be used.
     pub ready: bool,
+    /// If it is not ready: why, see [`unready::why`].
+    pub why: String,
     /// It only waits for a VM to be placed.
     pub waits_for_consumer: bool,
     /// The claim that holds it.
@@ -40,12 +44,18 @@ pub struct Device {
 }
 
 impl Device {
+    fn absent(reference: &BlockDeviceRef) -> Self {
+        Self { reference: reference.clone(), why: "is not there".to_owned(), ..Self::default() }
+    }
+
     /// A disk of the namespace.
     #[must_use]
     pub fn of_disk(reference: &BlockDeviceRef, disk: Option<&VirtualDisk>, vm: &str) -> Self {
-        let mut device = Self { reference: reference.clone(), ..Self::default() };
+        let mut device = Self::absent(reference);
         let Some(disk) = disk else { return device };
         let status = disk.status.clone().unwrap_or_default();
+        device.why =
+            unready::why(status.phase, &status.conditions, disk.metadata.deletion_timestamp.as_ref());
         device.uid = disk.metadata.uid.clone().unwrap_or_default();
         device.claim = status.target.and_then(|target| target.persistent_volume_claim_name);
         device.waits_for_consumer = status.phase == Some(VdPhase::WaitForFirstConsumer);
@@ -55,9 +65,7 @@ impl Device {
         device.ready = ready && device.claim.is_some();
         device.size = status.capacity.unwrap_or_default();
         let other = status.attached_to_virtual_machines.iter().find(|by| by.mounted && by.name != vm);
-        if other.is_some() {
-            device.taken_by = Some("in use by another VM".to_owned());
-        }
+        device.taken_by = other.map(|other| in_use_by(&other.name));
         let in_use = holdfast_api::condition::find(&status.conditions, "InUse");
         if in_use.is_some_and(|c| c.status == "True" && c.reason == "UsedForImageCreation") {
             device.taken_by = Some("in use for image creation".to_owned());
@@ -68,9 +76,11 @@ impl Device {
     /// An image of the namespace.
     #[must_use]
     pub fn of_image(reference: &BlockDeviceRef, image: Option<&VirtualImage>) -> Self {
-        let mut device = Self { reference: reference.clone(), ..Self::default() };
+        let mut device = Self::absent(reference);
         let Some(image) = image else { return device };
         let status = image.status.clone().unwrap_or_default();
+        device.why =
+            unready::why(status.phase, &status.conditions, image.metadata.deletion_timestamp.as_ref());
         device.uid = image.metadata.uid.clone().unwrap_or_default();
         device.claim = status.target.and_then(|target| target.persistent_volume_claim_name);
         device.ready = status.phase == Some(ImagePhase::Ready) && device.claim.is_some();
@@ -83,9 +93,11 @@ impl Device {
     /// shows it there under a claim of the same name as its own ([`Self::with_claim`] waits for it).
     #[must_use]
     pub fn of_cluster_image(reference: &BlockDeviceRef, image: Option<&ClusterVirtualImage>) -> Self {
-        let mut device = Self { reference: reference.clone(), ..Self::default() };
+        let mut device = Self::absent(reference);
         let Some(image) = image else { return device };
         let status = image.status.clone().unwrap_or_default();
+        device.why =
+            unready::why(status.phase, &status.conditions, image.metadata.deletion_timestamp.as_ref());
         device.uid = image.metadata.uid.clone().unwrap_or_default();
         device.claim = status.target.and_then(|target| target.persistent_volume_claim_name);
         device.ready = status.phase == Some(ImagePhase::Ready) && device.claim.is_some();
@@ -112,15 +124,15 @@ impl Device {
             return self;
         }
         let held =
-            instances.into_iter().any(|instance| {
+            instances.into_iter().find(|instance| {
                 instance.metadata.name.as_deref() != Some(vm)
                     && !has_ended(instance)
                     && instance.spec.hardware.disks.iter().any(|disk| {
                         disk.kind == self.reference.kind.as_str() && disk.name == self.reference.name
                     })
             });
-        if held {
-            self.taken_by = Some("in use by another VM".to_owned());
+        if let Some(rival) = held {
+            self.taken_by = Some(in_use_by(rival.metadata.name.as_deref().unwrap_or_default()));
         }
         self
     }
@@ -164,6 +176,10 @@ impl Device {
     }
 }
 
+fn in_use_by(vm: &str) -> String {
+    format!("in use by another VM ({vm})")
+}
+
 /// Class of a claim.
 #[must_use]
 pub fn storage_class(claim: &PersistentVolumeClaim) -> Option<String> {
@@ -197,14 +213,14 @@ pub fn readiness(devices: &[Device]) -> (BlockDevicesReady, String) {
     if !waiting.is_empty() {
         let ready = all - waiting.len();
         let text = match waiting.as_slice() {
-            [one] if all == 1 => format!("Waiting for block device {:?} to be ready.", one.reference.name),
+            [one] if all == 1 => {
+                let BlockDeviceRef { kind, name } = &one.reference;
+                format!("Waiting for block device {name:?} to be ready: the {kind} {}.", one.why)
+            }
             _ => {
                 let names: Vec<_> =
-                    waiting.iter().map(|device| format!("{:?}", device.reference.name)).collect();
-                format!(
-                    "Waiting for block devices to be ready: {ready}/{all} (missing {}).",
-                    names.join(", ")
-                )
+                    waiting.iter().map(|one| format!("{:?} {}", one.reference.name, one.why)).collect();
+                format!("Waiting for block devices to be ready: {ready}/{all} ({}).", names.join(", "))
             }
         };
         let first_consumer = waiting.iter().all(|device| device.waits_for_consumer && device.claim.is_some());
@@ -268,11 +284,15 @@ mod tests {
             vec![AttachedVm { name: "other".into(), mounted: true }];
         for (devices, want, text) in [
             (vec![of("a", Some(&ready))], BlockDevicesReady::Ready, ""),
-            (vec![of("a", None)], BlockDevicesReady::NotReady, "Waiting for block device \"a\" to be ready."),
+            (
+                vec![of("a", None)],
+                BlockDevicesReady::NotReady,
+                "Waiting for block device \"a\" to be ready: the VirtualDisk is not there.",
+            ),
             (
                 vec![of("a", Some(&ready)), of("b", Some(&pending))],
                 BlockDevicesReady::NotReady,
-                "Waiting for block devices to be ready: 1/2 (missing \"b\").",
+                "Waiting for block devices to be ready: 1/2 (\"b\" is Provisioning).",
             ),
             (
                 vec![of("a", Some(&first))],
@@ -282,7 +302,7 @@ mod tests {
             (
                 vec![of("a", Some(&mounted))],
                 BlockDevicesReady::NotReady,
-                "Virtual disk \"a\" is in use by another VM.",
+                "Virtual disk \"a\" is in use by another VM (other).",
             ),
             (vec![of("a", Some(&ready)); 17], BlockDevicesReady::LimitExceeded, "16 is maximum"),
         ] {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use holdfast_api::engine::{Instance, Migration};
 use holdfast_api::names::{NVRAM_CLAIM, claim_name};
+use holdfast_api::vm::conditions::Running;
 use holdfast_api::vm::{BlockDeviceKind, BlockDeviceRef};
 use holdfast_api::{
     ClusterVirtualImage, VirtualDisk, VirtualImage, VirtualMachine, VirtualMachineClass,
@@ -11,7 +12,7 @@ use holdfast_api::{
 };
 use holdfast_env::Timestamp;
 use holdfast_reconcile::{Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches, controller_of};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Secret};
 use kube::{Resource, ResourceExt as _};
 
 use super::devices::Device;
@@ -43,6 +44,8 @@ pub struct Observed {
     pub migrations: Vec<Arc<Migration>>,
     /// Its operations that are not finished, oldest first.
     pub operations: Vec<Arc<VirtualMachineOperation>>,
+    /// The node that has its guest, if nothing has been heard of it, and since when.
+    pub silent_node: Option<(String, Timestamp)>,
     /// Image of a launcher made now.
     pub launcher_image: String,
 }
@@ -61,6 +64,7 @@ pub struct VmController {
     instances: Arc<Cache<Instance>>,
     migrations: Arc<Cache<Migration>>,
     operations: Arc<Cache<VirtualMachineOperation>>,
+    nodes: Arc<Cache<Node>>,
     launchers: Launchers,
     rivals: Index<Instance>,
     owned: Index<VirtualMachineIPAddress>,
@@ -99,6 +103,7 @@ impl VmController {
             instances,
             migrations,
             operations,
+            nodes: caches.cache(),
             launchers: Launchers::new(caches, config),
         }
     }
@@ -124,6 +129,11 @@ impl VmController {
         device.with_claim(claim.as_deref()).with_rivals(&name, rivals.iter().map(|instance| &**instance))
     }
 
+    fn silent_node(&self, instance: &Instance) -> Option<(String, Timestamp)> {
+        let node = self.nodes.get(&Key::cluster(claimed_node(instance)?))?;
+        Some((node.name_any(), silent_since(&node)?))
+    }
+
     fn address(&self, vm: &VirtualMachine) -> Option<Arc<VirtualMachineIPAddress>> {
         let namespace = vm.namespace().unwrap_or_default();
         if let Some(name) = &vm.spec.virtual_machine_ip_address_name {
@@ -132,6 +142,24 @@ impl VmController {
         let owned = self.owned.of_uid(vm.metadata.uid.as_deref());
         owned.into_iter().find(|address| address.metadata.namespace == vm.metadata.namespace)
     }
+}
+
+/// Since when nothing has been heard of a node.
+fn silent_since(node: &Node) -> Option<Timestamp> {
+    let conditions = node.status.as_ref()?.conditions.as_deref()?;
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
+    (ready.status == "Unknown").then(|| ready.last_transition_time.as_ref().map(|time| time.0))?
+}
+
+/// The node whose agent speaks for the Instance's guest.
+fn claimed_node(instance: &Instance) -> Option<&str> {
+    Some(instance.status.as_ref()?.claim.as_ref()?.node.as_str())
+}
+
+/// Whether the VM says that its node is silent.
+fn says_silent(vm: &VirtualMachine) -> bool {
+    let conditions = vm.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    holdfast_api::condition::get::<Running>(conditions) == Some(Running::NodeUnresponsive)
 }
 
 /// Name of the claim of a VM's UEFI variables.
@@ -213,6 +241,14 @@ impl Controller for VmController {
             };
             instances.filtered(shown).iter().map(|instance| Key::of(&**instance)).collect()
         });
+        let (instances, vms) = (indexes::instances_at(&self.instances), self.vms.clone());
+        // A node's heartbeat is no news: only that it falls silent, and that it is back.
+        on.map(&*self.nodes, move |node| {
+            let is_silent = silent_since(node).is_some();
+            let mut keys = instances.keys(&Key::cluster(node.name_any()));
+            keys.retain(|key| vms.get(key).is_some_and(|vm| says_silent(&vm) != is_silent));
+            keys
+        });
         let vms = indexes::vms_by_secret(&self.vms);
         on.map(&self.secrets, move |secret| vms.keys(&Key::of(secret)));
     }
@@ -239,10 +275,11 @@ impl Controller for VmController {
             vmip: self.address(&vm),
             secret: secret_name(&vm).and_then(|name| self.secrets.named(&key.namespace, name)),
             foreign_instance: of_name.is_some() && instance.is_none(),
-            instance,
             migrations,
             operations,
+            silent_node: instance.as_deref().and_then(|instance| self.silent_node(instance)),
             launcher_image: self.launchers.image(),
+            instance,
             vm,
         }))
     }

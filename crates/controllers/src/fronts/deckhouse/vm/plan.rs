@@ -10,7 +10,7 @@ use holdfast_api::{Time, VirtualMachineIPAddress};
 use holdfast_domain::{changes, eviction};
 use holdfast_env::derived_name;
 use holdfast_reconcile::{Create, Effect, NoteKind, Patch, Plan, Ref, owner_reference};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use serde_json::json;
 
 use super::dependencies::Dependencies;
@@ -261,6 +261,13 @@ fn notes(plan: &mut Plan, o: &Observed, new: &VirtualMachineStatus) {
         if bad && news && !now.message.is_empty() {
             plan.then(Effect::event(&*o.vm, kind, now.reason.clone(), now.message.clone()));
         }
+    }
+    let running = |conditions: &[Condition]| holdfast_api::condition::find(conditions, "Running").cloned();
+    let is_silent = |one: &Condition| one.reason == "NodeUnresponsive";
+    if let Some(silent) = running(&new.conditions).filter(is_silent)
+        && !running(old).as_ref().is_some_and(is_silent)
+    {
+        plan.then(Effect::event(&*o.vm, NoteKind::Warning, silent.reason, silent.message));
     }
     ended(plan, o, new);
     let waiting = |changes: usize| changes > 0;

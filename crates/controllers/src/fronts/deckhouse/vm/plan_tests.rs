@@ -62,6 +62,7 @@ pub(super) fn device() -> Device {
 
 pub(super) fn observed(policy: RunPolicy) -> Observed {
     Observed {
+        silent_node: None,
         launcher_image: "holdfast/launcher:1".into(),
         now: at(0),
         vm: Arc::new(vm(policy)),
@@ -594,4 +595,35 @@ fn a_change_that_nobody_waits_for_waits_for_more() {
         assert_eq!(is_waited_for(Some(&old), &new), waited_for, "{new:?}");
     }
     assert!(is_waited_for(None, &old), "the first status");
+}
+
+// FR D6 (phase and condition; that the guest starts elsewhere is not shown)
+#[test]
+fn a_silent_node_is_told_once_and_changes_no_phase() {
+    let mut o = running(RunPolicy::AlwaysOnUnlessStoppedManually);
+    let before = o.vm.status.clone().unwrap();
+    o.silent_node = Some(("n1".into(), at(60)));
+    let told = settle(&mut o);
+    let events = |plan: &Plan| -> Vec<String> {
+        let event = |effect: &Effect| match effect {
+            Effect::Event(note) => Some(note.reason.clone()),
+            _ => None,
+        };
+        plan.effects.iter().filter_map(event).collect()
+    };
+    assert_eq!(events(&told), ["NodeUnresponsive"]);
+    let status = o.vm.status.clone().unwrap();
+    assert_eq!((status.phase, &status.node_name), (before.phase, &before.node_name));
+    let shown = |type_: &str| {
+        let condition = holdfast_api::condition::find(&status.conditions, type_).unwrap();
+        format!("{}/{}: {}", condition.status, condition.reason, condition.message)
+    };
+    assert!(
+        shown("Running").starts_with("Unknown/NodeUnresponsive: Nothing has been heard of node n1 since")
+    );
+    assert!(shown("AgentReady").starts_with("Unknown/AgentNotReady"), "{}", shown("AgentReady"));
+    assert!(plan(&o).is_empty(), "once");
+    o.silent_node = None;
+    assert_eq!(events(&settle(&mut o)), Vec::<String>::new());
+    assert_eq!(phase(&o), VmPhase::Running);
 }

@@ -8,9 +8,9 @@ use holdfast_api::vm::conditions::{
     Migratable, Migrating, Running,
 };
 use holdfast_api::vm::{
-    BlockDeviceStatus, CpuTopology, GuestOsInfo, LaunchTimeDuration, MigrationResult, PhaseTransition,
-    RestartAwaitingChange, Versions, VirtualMachineStatus, VmCpuResources, VmMemoryResources,
-    VmMigrationSide, VmMigrationState, VmPhase, VmPod, VmResources, VmStats,
+    BlockDeviceKind, BlockDeviceStatus, CpuTopology, GuestOsInfo, LaunchTimeDuration, MigrationResult,
+    PhaseTransition, RestartAwaitingChange, Versions, VirtualMachineStatus, VmCpuResources,
+    VmMemoryResources, VmMigrationSide, VmMigrationState, VmPhase, VmPod, VmResources, VmStats,
 };
 use holdfast_api::{Condition, Quantity, Time};
 use holdfast_domain::{eviction, sizing, topology};
@@ -118,9 +118,12 @@ fn address(o: &Observed, phase: VmPhase, old: &VirtualMachineStatus) -> Option<S
 }
 
 fn block_devices(o: &Observed) -> Vec<BlockDeviceStatus> {
-    let size_of = |kind: &str, name: &str| {
-        let same = o.devices.iter().find(|d| d.reference.kind.as_str() == kind && d.reference.name == name);
-        same.map(|device| device.size.clone()).unwrap_or_default()
+    let before = o.vm.status.as_ref().map(|status| status.block_device_refs.as_slice()).unwrap_or_default();
+    // A device that was taken out of the spec stays with the guest until the next start.
+    let size_of = |kind: BlockDeviceKind, name: &str| {
+        let same = o.devices.iter().find(|d| d.reference.kind == kind && d.reference.name == name);
+        let known = || before.iter().find(|known| known.kind == kind && known.name == name);
+        same.map(|device| device.size.clone()).or_else(|| Some(known()?.size.clone())).unwrap_or_default()
     };
     let mut all = Vec::new();
     if let Some(instance) = on_instance(o) {
@@ -128,15 +131,12 @@ fn block_devices(o: &Observed) -> Vec<BlockDeviceStatus> {
         for disk in &instance.spec.hardware.disks {
             let volume = volumes.iter().find(|volume| volume.id == disk.id);
             let target = volume.map(|volume| volume.target.clone()).filter(|target| !target.is_empty());
+            let known = BlockDeviceKind::ALL.iter().find(|kind| kind.as_str() == disk.kind);
+            let kind = known.copied().unwrap_or_default();
             all.push(BlockDeviceStatus {
-                kind: o
-                    .devices
-                    .iter()
-                    .map(|d| d.reference.kind)
-                    .find(|k| k.as_str() == disk.kind)
-                    .unwrap_or_default(),
+                kind,
                 name: disk.name.clone(),
-                size: size_of(&disk.kind, &disk.name),
+                size: size_of(kind, &disk.name),
                 attached: volume.is_some_and(|volume| volume.attached),
                 target,
                 ..BlockDeviceStatus::default()
@@ -306,7 +306,9 @@ fn conditions(o: &Observed, d: &Decided, old: &[Condition]) -> Vec<Condition> {
     running(o, d, &mut all);
     if let Some(instance) = on_instance(o) {
         let status = instance.status.clone().unwrap_or_default();
-        if matches!(status.state, Some(InstanceState::Running | InstanceState::Paused)) {
+        if o.silent_node.is_some() {
+            all.is(AgentReady::NodeUnresponsive, "The VM's node does not answer.");
+        } else if matches!(status.state, Some(InstanceState::Running | InstanceState::Paused)) {
             match status.guest.as_ref().is_some_and(|guest| guest.agent_connected) {
                 true => all.is(AgentReady::Ready, ""),
                 false => all.is(AgentReady::NotReady, "Failed to connect to VM Agent."),
@@ -380,6 +382,15 @@ fn running(o: &Observed, d: &Decided, all: &mut Conditions) {
     if has_ended(instance) || status.observed_epoch != instance.spec.epoch {
         let detail = status.exit.map(|exit| exit.detail).filter(|detail| !detail.is_empty());
         all.is(Running::NotRunning, detail.unwrap_or_else(|| "The VM is not running.".to_owned()));
+        return;
+    }
+    if let Some((node, since)) = &o.silent_node {
+        let text = format!(
+            "Nothing has been heard of node {node} since {}: the guest may run there or not. It is started \
+             elsewhere only when it is certain that it does not. Bring the node back.",
+            since.strftime("%Y-%m-%dT%H:%M:%SZ")
+        );
+        all.is(Running::NodeUnresponsive, text);
         return;
     }
     match status.state.unwrap_or_default() {

@@ -269,16 +269,27 @@ pub fn refusal(o: &Observed) -> Option<Outcome> {
         return Some(Outcome::failed(Completed::NotApplicableForVirtualMachineRunPolicy, text));
     }
     let phase = vm.status.as_ref().and_then(|status| status.phase).unwrap_or(VmPhase::Pending);
-    // What it overtakes may be a move: that ends first.
+    // What it overtakes may be a move: that ends first, perhaps with its node, and the VM settles.
     let overtaking = o.overtook || !o.overtakes.is_empty();
-    if overtaking && phase == VmPhase::Migrating {
+    if overtaking && unsettled(o, phase) {
         return None;
+    }
+    if overtaking && operation.type_ == VmopType::Stop && phase == VmPhase::Stopped {
+        return Some(Outcome::stage(VmopPhase::Completed, Completed::OperationCompleted, ""));
     }
     if !rules::allowed_in_phase(operation.type_, phase, operation.force == Some(true)) {
         let text = format!("Operation type {} is not applicable for VM in phase {phase}.", operation.type_);
         return Some(Outcome::failed(Completed::NotApplicableForVirtualMachinePhase, text));
     }
     None
+}
+
+/// The VM is still in the move that the operation overtakes, or ends with it.
+#[must_use]
+pub fn unsettled(o: &Observed, phase: VmPhase) -> bool {
+    let operation = &o.operation.spec;
+    matches!(phase, VmPhase::Migrating | VmPhase::Stopping)
+        && !rules::allowed_in_phase(operation.type_, phase, operation.force == Some(true))
 }
 
 /// The signal was sent before.

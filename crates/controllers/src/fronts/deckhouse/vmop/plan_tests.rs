@@ -353,9 +353,20 @@ fn a_stop_waits_for_the_eviction_that_it_overtakes() {
     o.overtakes.clear();
     settle(&mut o);
     assert_eq!(o.operation.status.as_ref().unwrap().phase, VmopPhase::Pending, "the VM still shows the move");
-    set_phase(&mut o, VmPhase::Running);
+    // Its node was lost in the move: the user's wish is not lost with it.
+    set_phase(&mut o, VmPhase::Stopping);
     settle(&mut o);
-    assert_eq!(result(&o), (VmopPhase::InProgress, "False/StopInProgress".into()));
+    assert_eq!(o.operation.status.as_ref().unwrap().phase, VmopPhase::Pending, "the VM ends with its node");
+    let mut stopped = o.clone();
+    set_phase(&mut stopped, VmPhase::Stopped);
+    settle(&mut stopped);
+    assert_eq!(result(&stopped), (VmopPhase::Completed, "True/OperationCompleted".into()));
+    for phase in [VmPhase::Starting, VmPhase::Running] {
+        let mut o = o.clone();
+        set_phase(&mut o, phase);
+        settle(&mut o);
+        assert_eq!(result(&o), (VmopPhase::InProgress, "False/StopInProgress".into()), "{phase}");
+    }
 }
 
 #[test]

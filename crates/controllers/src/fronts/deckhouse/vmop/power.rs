@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::SUPERSEDED_BY;
 use super::observe::Observed;
-use super::plan::{Outcome, in_progress, refusal};
+use super::plan::{Outcome, in_progress, refusal, unsettled};
 use crate::fronts::deckhouse::vm::{STARTED_BY, tag};
 
 /// What the operation has come to; `None` if nothing is new.
@@ -39,13 +39,19 @@ fn overtake(plan: &mut Plan, o: &Observed) -> Option<Outcome> {
             plan.then(Patch { target: Ref::exact(&**older), status: false, body });
         }
     }
-    let phase = o.vm.as_ref().and_then(|vm| vm.status.as_ref()?.phase);
-    let waits_for = match o.overtakes.first() {
-        Some(older) => format!("operation {}", older.metadata.name.as_deref().unwrap_or_default()),
-        None if phase == Some(VmPhase::Migrating) => "the migration of the VM".to_owned(),
-        None => return None,
+    let phase = o.vm.as_ref().and_then(|vm| vm.status.as_ref()?.phase).unwrap_or(VmPhase::Pending);
+    let message = match o.overtakes.first() {
+        Some(older) => {
+            let name = older.metadata.name.as_deref().unwrap_or_default();
+            format!("Waiting until operation {name} has been called off.")
+        }
+        None if !unsettled(o, phase) => return None,
+        None if phase == VmPhase::Migrating => {
+            "Waiting until the migration of the VM has been called off.".to_owned()
+        }
+        // Its node was lost in the move.
+        None => "Waiting until the VM, which ended in the move, has settled.".to_owned(),
     };
-    let message = format!("Waiting until {waits_for} has been called off.");
     let waiting = Outcome::stage(VmopPhase::Pending, Completed::NotYetKnown, message);
     Some(Outcome { signal: None, ..waiting })
 }
