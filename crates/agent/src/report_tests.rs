@@ -216,6 +216,7 @@ fn with_move(mut instance: Instance) -> Instance {
 fn the_flip_moves_everything_in_one_write() {
     let mut before = with_move(instance("source"));
     before.status.as_mut().unwrap().evacuation_node_name = Some("n0".into());
+    before.status.as_mut().unwrap().evacuation_node_version = Some(7);
     let facts = moving(VmState::Running, MoveStage::Resumed);
     let patch = flip(&facts, &before, NOW).unwrap();
     let after = merged(&before, &patch);
@@ -228,7 +229,7 @@ fn the_flip_moves_everything_in_one_write() {
     let migration = status.migration.unwrap();
     assert_eq!(migration.result, Some(MigrationResult::Succeeded));
     assert!(migration.end.is_some());
-    assert_eq!(status.evacuation_node_name, None);
+    assert_eq!((status.evacuation_node_name, status.evacuation_node_version), (None, None));
     assert_eq!(migration.target.pod_uid, "p", "the record names where the guest really is");
 }
 

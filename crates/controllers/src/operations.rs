@@ -157,7 +157,12 @@ pub fn evict(
 /// Deletes unfinished operations with the mark `key` that have not begun to copy; those that have
 /// finish.
 pub fn call_off(plan: &mut Plan, operations: &[Operation], key: &str) {
-    for operation in operations.iter().filter(|op| op.is_marked(key) && !op.is_final() && !op.copying) {
+    call_off_all(plan, operations.iter().filter(|op| op.is_marked(key)));
+}
+
+/// As [`call_off`], whatever their marks.
+pub fn call_off_all<'o>(plan: &mut Plan, operations: impl Iterator<Item = &'o Operation>) {
+    for operation in operations.filter(|op| !op.is_final() && !op.copying) {
         if operation.object.metadata.deletion_timestamp.is_none() {
             plan.then(Effect::delete(&*operation.object));
         }

@@ -1,9 +1,9 @@
 //! The answer to an eviction of a pod (migration-and-maintenance.md §6.3). Pure: the caller reads
 //! the pod and the Instance from the store, writes the mark, and answers.
 
-use holdfast_api::engine::{EvictionRule, Instance, InstanceState};
+use holdfast_api::engine::{EvictionRule, Instance, InstanceState, InstanceStatus};
 use holdfast_api::names::label;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 
 /// What the eviction handler does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,14 +20,72 @@ pub enum Decision {
         /// The text of the answer.
         text: String,
     },
-    /// Write the mark `status.evacuationNodeName` = node, then answer 429 with this text. If the
-    /// mark cannot be written, answer 500. On a dry run answer without writing.
+    /// Write the mark into the status, then answer 429 with this text. If the mark cannot be written, answer
+    /// 500. On a dry run answer without writing.
     MarkAndRefuse {
-        /// The node to leave.
-        node: String,
+        /// What to write.
+        mark: Mark,
         /// The text of the answer.
         text: String,
     },
+}
+
+/// A mark for an evacuation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// `status.evacuationNodeName`: the node to leave.
+    pub node: String,
+    /// `status.evacuationSource`.
+    pub source: String,
+    /// `status.evacuationNodeVersion`: the version of the node that was closed. It says which cordon the mark
+    /// belongs to: whoever sees a later version open knows that the cordon was undone, even without having seen
+    /// it. The rebalancer's marks belong to none.
+    pub node_version: Option<i64>,
+}
+
+/// Who asks for an eviction, and of what.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked<'a> {
+    /// Value of [`REQUESTED_BY`].
+    pub by: Option<&'a str>,
+    /// The pod's node.
+    pub node: Option<&'a Node>,
+}
+
+impl Asked<'_> {
+    fn mark(&self, node: &str) -> Mark {
+        let source = source(self.by);
+        let node_version = match source {
+            SOURCE_REBALANCE => None,
+            _ if holdfast_env::mutant!("mark-without-cordon") => None,
+            _ => self.node.filter(|node| is_closed(node)).and_then(version),
+        };
+        Mark { node: node.to_owned(), source: source.to_owned(), node_version }
+    }
+
+    /// The mark that an eviction leaves where there is one already; none where that need not change. A drain is
+    /// more urgent than a wish of the rebalancer, and a mark that was set on an open node belongs to the cordon
+    /// that came later.
+    fn renewed(&self, status: &InstanceStatus, node: &str) -> Option<Mark> {
+        let new = self.mark(node);
+        let more_urgent =
+            status.evacuation_source.as_deref() == Some(SOURCE_REBALANCE) && new.source != SOURCE_REBALANCE;
+        let cordoned_since = status.evacuation_node_version.is_none() && new.node_version.is_some();
+        (more_urgent || cordoned_since).then_some(new)
+    }
+}
+
+/// Whether no new pods come to a node: it is cordoned.
+#[must_use]
+pub fn is_closed(node: &Node) -> bool {
+    node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
+}
+
+/// The version of a node, comparable with others of the same node. None where the API server's versions are no
+/// numbers.
+#[must_use]
+pub fn version(node: &Node) -> Option<i64> {
+    node.metadata.resource_version.as_ref()?.parse().ok()
 }
 
 /// Value of `status.evacuationSource` for marks of the eviction handler.
@@ -90,7 +148,7 @@ pub fn migratable(instance: &Instance) -> Result<(), String> {
 /// Decides; first match wins. `instance` is the Instance that [`instance_name`] names, if its uid
 /// is the pod's owner.
 #[must_use]
-pub fn decide(pod: &Pod, instance: Option<&Instance>) -> Decision {
+pub fn decide(pod: &Pod, instance: Option<&Instance>, asked: Asked<'_>) -> Decision {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
     if !is_launcher(pod) || matches!(phase, "Succeeded" | "Failed") {
         return Decision::Allow;
@@ -123,14 +181,18 @@ pub fn decide(pod: &Pod, instance: Option<&Instance>) -> Decision {
     });
     let marked = status.evacuation_node_name.as_deref().is_some_and(|node| !node.is_empty());
     if marked && status.evacuation_node_name.as_deref() == Some(pod_node) && !is_target {
+        let renewed = asked.renewed(&status, pod_node);
         let failures = status.evacuation_failures.unwrap_or_default();
         let so_far = match (failures.count, failures.message) {
             (1.., Some(why)) => format!(". {} of its moves failed, the last one so: {why}", failures.count),
             _ => String::new(),
         };
-        return Decision::Refuse(format!(
-            "Evacuation in progress: Eviction triggered evacuation of VMI \"{full_name}\"{so_far}"
-        ));
+        let text =
+            format!("Evacuation in progress: Eviction triggered evacuation of VMI \"{full_name}\"{so_far}");
+        return match renewed {
+            Some(mark) => Decision::MarkAndRefuse { mark, text },
+            None => Decision::Refuse(text),
+        };
     }
     if is_target {
         return Decision::Refuse("Eviction request for target Pod".to_owned());
@@ -143,7 +205,7 @@ pub fn decide(pod: &Pod, instance: Option<&Instance>) -> Decision {
         return Decision::Allow;
     }
     Decision::MarkAndRefuse {
-        node: pod_node.to_owned(),
+        mark: asked.mark(pod_node),
         text: format!("Eviction triggered evacuation of VMI \"{full_name}\""),
     }
 }
@@ -151,8 +213,12 @@ pub fn decide(pod: &Pod, instance: Option<&Instance>) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_api::engine::{Claim, Disk, InstanceStatus};
-    use k8s_openapi::api::core::v1::{PodSpec, PodStatus};
+
+    fn decide(pod: &Pod, instance: Option<&Instance>) -> Decision {
+        super::decide(pod, instance, Asked::default())
+    }
+    use holdfast_api::engine::{Claim, Disk};
+    use k8s_openapi::api::core::v1::{NodeSpec, PodSpec, PodStatus};
     use std::collections::BTreeMap;
 
     fn launcher(uid: &str, node: &str) -> Pod {
@@ -222,7 +288,7 @@ mod tests {
         assert_eq!(
             decide(&launcher("p1", "n1"), Some(&instance(true, None))),
             Decision::MarkAndRefuse {
-                node: "n1".into(),
+                mark: Mark { node: "n1".into(), source: SOURCE_EVICTION.into(), node_version: None },
                 text: "Eviction triggered evacuation of VMI \"shop/web\"".into(),
             }
         );
@@ -233,7 +299,7 @@ mod tests {
         let mut pod = launcher("p1", "n2");
         pod.metadata.labels.as_mut().unwrap().insert(label::MIGRATION_UID.into(), "m".into());
         let decision = decide(&pod, Some(&instance(true, None)));
-        assert!(matches!(decision, Decision::MarkAndRefuse { node, .. } if node == "n2"));
+        assert!(matches!(decision, Decision::MarkAndRefuse { mark, .. } if mark.node == "n2"));
     }
 
     #[test]
@@ -247,5 +313,52 @@ mod tests {
         assert_eq!(with(EvictionRule::MoveOrStop, false), Decision::Allow);
         assert!(matches!(with(EvictionRule::MoveOrStop, true), Decision::MarkAndRefuse { .. }));
         assert!(matches!(with(EvictionRule::BlockAndMark, false), Decision::MarkAndRefuse { .. }));
+    }
+
+    #[test]
+    fn a_mark_names_the_cordon_it_belongs_to_and_its_most_urgent_cause() {
+        let node = |closed: bool, version: &str| {
+            let spec = NodeSpec { unschedulable: closed.then_some(true), ..NodeSpec::default() };
+            let mut node = Node { spec: Some(spec), ..Node::default() };
+            node.metadata.resource_version = Some(version.into());
+            node
+        };
+        const DRAIN: Option<&str> = None;
+        const REBALANCER: Option<&str> = Some(DESCHEDULER);
+        let (open, closed, odd) = (node(false, "7"), node(true, "7"), node(true, "x7"));
+        let (e, r) = (SOURCE_EVICTION, SOURCE_REBALANCE);
+        // The mark that is there, who asks, the node as it is; the mark that is written.
+        let table = [
+            (None, DRAIN, &closed, Some((e, Some(7)))),
+            (None, DRAIN, &open, Some((e, None))),
+            (None, DRAIN, &odd, Some((e, None))),
+            (None, REBALANCER, &closed, Some((r, None))),
+            (Some((e, Some(5))), DRAIN, &closed, None),
+            (Some((e, Some(5))), DRAIN, &open, None),
+            (Some((e, Some(5))), REBALANCER, &closed, None),
+            (Some((e, None)), DRAIN, &closed, Some((e, Some(7)))),
+            (Some((e, None)), DRAIN, &open, None),
+            (Some((e, None)), REBALANCER, &closed, None),
+            (Some((r, None)), DRAIN, &closed, Some((e, Some(7)))),
+            (Some((r, None)), DRAIN, &open, Some((e, None))),
+            (Some((r, None)), REBALANCER, &closed, None),
+        ];
+        for (known, by, node, wanted) in table {
+            let mut instance = instance(true, known.map(|_| "n1"));
+            let status = instance.status.as_mut().unwrap();
+            status.evacuation_source = known.map(|(source, _)| source.into());
+            status.evacuation_node_version = known.and_then(|(_, version)| version);
+            let asked = Asked { by, node: Some(node) };
+            let decision = super::decide(&launcher("p1", "n1"), Some(&instance), asked);
+            let written = match &decision {
+                Decision::MarkAndRefuse { mark, .. } => Some((mark.source.as_str(), mark.node_version)),
+                _ => None,
+            };
+            assert_eq!(written, wanted, "{known:?} {by:?} {node:?}");
+            let (Decision::MarkAndRefuse { text, .. } | Decision::Refuse(text)) = decision else {
+                panic!("{known:?} {by:?}: not refused")
+            };
+            assert_eq!(text.starts_with("Evacuation in progress"), known.is_some(), "{text}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use holdfast_api::engine::{
 use holdfast_api::names::{label, object};
 use holdfast_controllers::engine::migration::target_pod;
 use holdfast_controllers::engine::slots;
-use holdfast_domain::eviction::{self, Decision};
+use holdfast_domain::eviction::{self, Asked, Decision};
 use holdfast_domain::migration as rules;
 use holdfast_kubelith_loops::forecast::{Forecast, Landing};
 use k8s_openapi::api::core::v1::Pod;
@@ -171,7 +171,7 @@ impl<'a> Draft<'a> {
     fn may_leave(&mut self, pod: &Pod, instance: &Instance, settled: &Instance) -> bool {
         let (namespace, name) = key(instance);
         let marked = instance.status.as_ref().and_then(|s| s.evacuation_node_name.as_deref());
-        match eviction::decide(pod, Some(settled)) {
+        match eviction::decide(pod, Some(settled), Asked::default()) {
             Decision::Allow => {
                 let status = instance.status.as_ref();
                 let over = status.is_none_or(|status| status.state == Some(InstanceState::Ended));

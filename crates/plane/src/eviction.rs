@@ -2,9 +2,9 @@
 
 use holdfast_api::engine::Instance;
 use holdfast_apimachinery::status::Status;
-use holdfast_domain::eviction::{self, Decision};
+use holdfast_domain::eviction::{self, Asked, Decision};
 use holdfast_kubelith::{Admission, AdmissionRequest, Operation, View};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -34,7 +34,16 @@ impl Admission for EvictionHook {
             .and_then(|name| view.get(INTERNAL, "instances", &request.namespace, name))
             .filter(|instance| owns(instance, &pod));
         let instance: Option<Instance> = found.clone().map(parse).transpose()?;
-        match eviction::decide(&pod, instance.as_ref()) {
+        let node: Option<Node> = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.as_deref())
+            .and_then(|name| view.get("", "nodes", "", name))
+            .map(parse)
+            .transpose()?;
+        let body = request.object.as_ref();
+        let by = body.and_then(|body| body["metadata"]["annotations"][eviction::REQUESTED_BY].as_str());
+        match eviction::decide(&pod, instance.as_ref(), Asked { by, node: node.as_ref() }) {
             Decision::Allow => Ok(Vec::new()),
             Decision::Refuse(text) => Err(refuse(text)),
             Decision::RefuseAndNote { node, text } => {
@@ -46,13 +55,13 @@ impl Admission for EvictionHook {
                 }
                 Err(refuse(text))
             }
-            Decision::MarkAndRefuse { node, text } => {
+            Decision::MarkAndRefuse { mark, text } => {
                 if let (Some(read), false) = (found, request.dry_run) {
-                    let asked = request.object.as_ref();
-                    let by = asked
-                        .and_then(|body| body["metadata"]["annotations"][eviction::REQUESTED_BY].as_str());
-                    let source = eviction::source(by);
-                    let mark = json!({"evacuationNodeName": node, "evacuationSource": source});
+                    let mark = json!({
+                        "evacuationNodeName": mark.node,
+                        "evacuationSource": mark.source,
+                        "evacuationNodeVersion": mark.node_version,
+                    });
                     view.patch_status(INTERNAL, "instances", &read, &mark, MANAGER).map_err(|why| {
                         Status::internal(&format!(
                             "the mark for the evacuation cannot be written: {}",

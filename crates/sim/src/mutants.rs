@@ -112,6 +112,12 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     found("finalizer-kept", 8, "a deleted operation is never let go"),
     met("mark-kept-after-uncordon", 8, &["opened-again"], "an uncordon does not call the evacuation off"),
+    met(
+        "mark-without-cordon",
+        8,
+        &["opened-unseen"],
+        "an uncordon ends an evacuation only if the controllers have seen the node closed",
+    ),
     found("eviction-allowed", 8, "an eviction may delete the pod of a running guest"),
     met(
         "cordon-ignored",

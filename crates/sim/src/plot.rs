@@ -97,6 +97,12 @@ pub fn begin(world: &mut World, plot: Plot) {
     world.plots.push(Playing { plot, cast: Cast::default(), next: 0, since, written });
 }
 
+/// Whether one of these plots is under way.
+#[must_use]
+pub fn is_played(world: &World, names: &[&str]) -> bool {
+    world.plots.iter().any(|playing| names.contains(&&*playing.plot.name))
+}
+
 /// Plays every scene whose moment has come.
 pub fn look(world: &mut World) {
     if world.plots.is_empty() {

@@ -2,13 +2,13 @@
 //! several deeds is done is drawn.
 
 use crate::deed::{Deed, Spot, Who};
-use crate::plot::{Cue, Plot, Scene};
+use crate::plot::{self, Cue, Plot, Scene};
 use crate::start;
 use crate::user::Action;
 use crate::world::World;
 
 /// Names of all plots.
-pub const PLOTS: [&str; 21] = [
+pub const PLOTS: [&str; 22] = [
     "hand-over",
     "late-answer",
     "source-dies",
@@ -21,6 +21,7 @@ pub const PLOTS: [&str; 21] = [
     "severed-peers",
     "called-off",
     "opened-again",
+    "opened-unseen",
     "two-drains",
     "closed",
     "address-back",
@@ -66,6 +67,7 @@ pub fn make(world: &mut World, name: &str) -> Option<Plot> {
         "severed-peers" => make.severed_peers(),
         "called-off" => make.called_off(),
         "opened-again" => make.opened_again()?,
+        "opened-unseen" => make.opened_unseen()?,
         "two-drains" => make.two_drains()?,
         "closed" => make.closed()?,
         "address-back" => make.address_back(),
@@ -317,10 +319,15 @@ impl Make<'_> {
         vec![begin, scene(when, [cancel]), scene(Cue::After(80_000), [Self::fast()])]
     }
 
-    /// A drained node is opened again before its VM has left.
+    /// A drained node is opened again before its VM has left. One at a time: the next one would close the node
+    /// before anybody could be blamed for what he still does.
     fn opened_again(&mut self) -> Option<Vec<Scene>> {
+        if plot::is_played(self.world, &["opened-again", "opened-unseen"]) {
+            return None;
+        }
         let node = self.here()?;
-        let begin = [self.slow(), Deed::User(Action::Drain { node: node.clone() })];
+        let slow = Deed::Link { bytes_s: 256 << 10, stage_ms: 50 };
+        let begin = [slow, Deed::User(Action::Drain { node: node.clone() })];
         let opened = Deed::User(Action::Uncordon { node });
         let wait = Cue::After(self.ms(0, 4));
         Some(vec![
@@ -329,6 +336,15 @@ impl Make<'_> {
             scene(wait, [opened]),
             scene(Cue::After(80_000), [Self::fast()]),
         ])
+    }
+
+    /// The same, and the controllers never see the node closed: they stand still meanwhile, and those that come
+    /// after them see it open.
+    fn opened_unseen(&mut self) -> Option<Vec<Scene>> {
+        let mut scenes = self.opened_again()?;
+        scenes[0].deeds.insert(0, Deed::Hang { who: Who::Controller, ms: self.ms(8, 15) });
+        scenes.insert(3, scene(Cue::After(1_000), [Deed::Kill(Who::Controller)]));
+        Some(scenes)
     }
 
     /// Two nodes are drained at once: all VMs want to the third one.

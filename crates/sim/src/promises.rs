@@ -27,6 +27,8 @@ pub struct Promises {
     broken: Vec<(&'static str, String)>,
     /// Nodes that are closed now.
     closed: BTreeMap<String, bool>,
+    /// Instances that were marked while their node was closed, and that node.
+    drained: BTreeMap<String, String>,
 }
 
 /// So long a move that was called off in time may go on.
@@ -35,9 +37,6 @@ const CALL_OFF: Duration = Duration::from_secs(45);
 const RACE: Duration = Duration::from_secs(10);
 /// So long a mark may stay on a node that is open again.
 const UNMARK: Duration = Duration::from_secs(30);
-
-/// Annotation by which the platform remembers that a marked VM's node was closed.
-const CORDONED: &str = "internal.virtualization.deckhouse.io/evacuation-cordoned";
 
 fn text<'v>(value: &'v Value, path: &str) -> &'v str {
     value.pointer(path).and_then(Value::as_str).unwrap_or_default()
@@ -75,6 +74,7 @@ impl Promises {
     /// An object is gone.
     pub fn note_gone(&mut self, key: &str) {
         self.open.retain(|(_, about), _| about != key);
+        self.drained.remove(key);
     }
 
     /// A node was written.
@@ -100,10 +100,19 @@ impl Promises {
     pub fn note_instance(&mut self, key: &str, instance: &Value, time: Duration) {
         let id = (Kind::Stays, key.to_owned());
         let mark = text(instance, "/status/evacuationNodeName");
-        let seen_closed = instance["metadata"]["annotations"][CORDONED] == *mark && !mark.is_empty();
         let open = self.closed.get(mark) == Some(&false);
+        // Whether or not the platform has noticed. A mark on a node that never was closed is no drain.
+        if self.closed.get(mark) == Some(&true) {
+            self.drained.insert(key.to_owned(), mark.to_owned());
+        } else if self.drained.get(key).is_some_and(|node| node != mark) {
+            self.drained.remove(key);
+        }
         let ended = text(instance, "/status/state") == "Ended";
-        if seen_closed && open && !ended && instance["metadata"]["deletionTimestamp"].is_null() {
+        if self.drained.contains_key(key)
+            && open
+            && !ended
+            && instance["metadata"]["deletionTimestamp"].is_null()
+        {
             self.open.entry(id).or_insert(time);
         } else {
             self.open.remove(&id);

@@ -53,7 +53,7 @@ pub enum Action {
         /// Name of the VM.
         vm: String,
     },
-    /// `kubectl drain`, until done or called off.
+    /// `kubectl drain`, again until it succeeds or is called off.
     Drain {
         /// Node.
         node: String,
@@ -226,7 +226,13 @@ pub(crate) async fn once(client: &Client, action: &Action) -> kube::Result<()> {
             create(client, "VirtualMachineOperation", name, spec).await
         }
         Action::Cancel { vm } => cancel(client, vm).await,
-        Action::Drain { node } => drain(client, node).await,
+        Action::Drain { node } => {
+            // Whoever wants the node empty says it again until kubectl says that it is.
+            while drain(client, node).await.is_err() {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+            Ok(())
+        }
         Action::CallOff { .. } => Ok(()),
         Action::Uncordon { node } => cordon(client, node, false).await,
         Action::Cordon { node } => cordon(client, node, true).await,
@@ -316,34 +322,42 @@ async fn cordon(client: &Client, node: &str, on: bool) -> kube::Result<()> {
     Api::<Node>::all(client.clone()).patch(node, &PatchParams::default(), &patch).await.map(drop)
 }
 
-/// Cordons, then evicts every launcher of the node until none is left, every five seconds.
+/// `kubectl drain` of the launchers: cordons, looks once which there are, evicts each of them until that is
+/// allowed, and waits until it is gone. What comes to the node later is not its business.
 pub(crate) async fn drain(client: &Client, node: &str) -> kube::Result<()> {
     cordon(client, node, true).await?;
-    let pods: Api<Pod> = Api::all(client.clone());
     let of_node = ListParams::default()
         .fields(&format!("spec.nodeName={node}"))
         .labels("vm.kubevirt.internal.virtualization.deckhouse.io/name");
+    let found = Api::<Pod>::all(client.clone()).list(&of_node).await?;
+    let evictions = found.into_iter().map(|pod| evict(client, pod));
+    // One that cannot be evicted fails the drain when the others have come to their end.
+    futures::future::join_all(evictions).await.into_iter().collect()
+}
+
+async fn evict(client: &Client, pod: Pod) -> kube::Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let name = pod.name_any();
+    let is_gone = async || {
+        let now = pods.get_opt(&name).await;
+        now.map(|now| now.is_none_or(|now| now.metadata.uid != pod.metadata.uid))
+    };
     loop {
-        let found = match pods.list(&of_node).await {
-            Ok(found) => found,
-            Err(_) => {
+        match pods.evict(&name, &EvictParams::default()).await {
+            Ok(_) => break,
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            // Until the VM has moved away.
+            Err(kube::Error::Api(status)) if status.code == 429 => {
                 tokio::time::sleep(Duration::from_secs(5)).await;
-                continue;
             }
-        };
-        let unfinished = |pod: &Pod| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            !matches!(phase, Some("Succeeded" | "Failed"))
-        };
-        let left: Vec<Pod> = found.into_iter().filter(unfinished).collect();
-        if left.is_empty() {
+            Err(error) => return Err(error),
+        }
+        if is_gone().await? {
             return Ok(());
         }
-        for pod in left {
-            let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-            // Refused with 429 until the VM has moved away; tried again.
-            let _ = api.evict(&pod.name_any(), &EvictParams::default()).await;
-        }
-        tokio::time::sleep(Duration::from_secs(5)).await;
     }
+    while !is_gone().await? {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(())
 }

@@ -65,6 +65,7 @@ pub fn flip(facts: &Facts, instance: &Instance, now: Timestamp) -> Option<Value>
     if status.evacuation_node_name.as_deref() == Some(named.source.node.as_str()) {
         patch["evacuationNodeName"] = Value::Null;
         patch["evacuationSource"] = Value::Null;
+        patch["evacuationNodeVersion"] = Value::Null;
     }
     Some(patch)
 }

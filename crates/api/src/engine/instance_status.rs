@@ -63,6 +63,10 @@ pub struct InstanceStatus {
     /// Who set the mark: `Eviction`, `Rebalance`. Writer: as above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evacuation_source: Option<String>,
+    /// The version of that node (its resourceVersion, as a number) in which a drain had it closed: as soon as a later
+    /// one is open, the mark holds no more. Writer: as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evacuation_node_version: Option<i64>,
     /// A node that a drain wants empty, and that this VM cannot leave. Writer: eviction hook sets, evacuation
     /// controller clears.
     #[serde(default, skip_serializing_if = "Option::is_none")]

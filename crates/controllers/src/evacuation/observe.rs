@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use holdfast_api::NodeMaintenance;
 use holdfast_api::engine::Instance;
+use holdfast_domain::eviction;
 use holdfast_env::Timestamp;
 use holdfast_reconcile::{Cache, Caches, Controller, Error, Index, Key, Pass, Plan, Watches};
 use k8s_openapi::api::core::v1::Node;
@@ -19,9 +20,17 @@ pub struct Observed {
     pub now: Timestamp,
     /// The Instance, marked or not, its VM and operations.
     pub machine: Machine,
-    /// The node that is marked, or that the VM blocks, is cordoned, or a NodeMaintenance keeps it closed;
-    /// `None` if there is no such node (or no mark).
-    pub cordoned: Option<bool>,
+    /// The node that is marked, or that the VM blocks; `None` if there is no such node (or no mark).
+    pub node: Option<NodeSeen>,
+}
+
+/// A node as the caches have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeSeen {
+    /// It is cordoned, or a NodeMaintenance keeps it closed.
+    pub closed: bool,
+    /// Its version, as marks name it.
+    pub version: Option<i64>,
 }
 
 /// The controller.
@@ -75,12 +84,13 @@ impl Controller for EvacuationController {
     async fn observe(&self, key: &Key, pass: Pass) -> Result<Option<Observed>, Error> {
         let Some(machine) = self.machines.get(key) else { return Ok(None) };
         let node = to_leave(&machine.instance).and_then(|mark| self.nodes.get(&Key::cluster(mark)));
-        let closed = |node: Arc<Node>| {
+        let seen = |node: Arc<Node>| {
             let name = node.name_any();
-            node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
-                || !self.maintenances.filtered(|known| known.is_in_force_on(&name)).is_empty()
+            let closed = eviction::is_closed(&node)
+                || !self.maintenances.filtered(|known| known.is_in_force_on(&name)).is_empty();
+            NodeSeen { closed, version: eviction::version(&node) }
         };
-        Ok(Some(Observed { now: pass.now, machine, cordoned: node.map(closed) }))
+        Ok(Some(Observed { now: pass.now, machine, node: node.map(seen) }))
     }
 
     fn plan(observed: &Observed) -> Plan {

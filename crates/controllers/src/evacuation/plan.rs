@@ -7,14 +7,19 @@ use holdfast_api::vm::VmPhase;
 use holdfast_api::vmop::{Completed, VmopPhase};
 use holdfast_domain::{backoff, eviction};
 use holdfast_reconcile::{Effect, NoteKind, Patch, Plan, Ref};
+use kube::ResourceExt as _;
 use serde_json::json;
 
 use super::observe::Observed;
 use crate::operations::{self, Operation};
 
-/// Annotation on an Instance: the marked node was seen cordoned. Its uncordon takes the mark back;
-/// an eviction on a node that never was cordoned is no drain and stays.
+/// Annotation on an Instance: its value is the marked node, which was seen cordoned. Its uncordon takes the mark
+/// back; an eviction on a node that never was cordoned is no drain and stays. Only for marks that do not name
+/// their cordon themselves: the node was closed after the eviction, or an earlier release made the mark.
 const CORDONED: &str = "internal.virtualization.deckhouse.io/evacuation-cordoned";
+
+/// Value of [`annotation::EVACUATION_CAUSE`]: the rebalancer asked, nobody else.
+const REBALANCE: &str = "rebalance";
 
 /// The next step; an Instance that needs nothing yields an empty plan.
 #[must_use]
@@ -26,18 +31,21 @@ pub fn plan(o: &Observed) -> Plan {
     if !still_blocks(o, &old) {
         new.evacuation_blocked_node = None;
     }
-    let cancelled = settle_deleted(&mut plan, o);
+    let cancelled = settle_deleted(&mut plan, o, &old);
     let decision = decide(o, &old, cancelled);
     match decision {
         Decision::Unmarked(why) => {
             plan.because(why);
             new.evacuation_failures = None;
+            // Agents of an earlier release leave it behind when the VM has moved.
+            new.evacuation_node_version = None;
             forget_cordon(&mut plan, &o.machine.instance);
         }
         Decision::TakeBack(why) => {
             plan.because(why);
             new.evacuation_node_name = None;
             new.evacuation_source = None;
+            new.evacuation_node_version = None;
             new.evacuation_failures = None;
             forget_cordon(&mut plan, &o.machine.instance);
             operations::call_off(&mut plan, &o.machine.operations, annotation::EVACUATION);
@@ -47,9 +55,9 @@ pub fn plan(o: &Observed) -> Plan {
             remember_cordon(&mut plan, o, &old);
         }
         Decision::Overtake => {
-            plan.because("its queued update gives way to the evacuation");
+            plan.because("what is queued in a later class gives way to the evacuation");
             remember_cordon(&mut plan, o, &old);
-            operations::call_off(&mut plan, &o.machine.operations, annotation::WORKLOAD_UPDATE);
+            operations::call_off_all(&mut plan, moves(o));
         }
         Decision::Evacuate => {
             remember_cordon(&mut plan, o, &old);
@@ -67,7 +75,7 @@ enum Decision {
     TakeBack(&'static str),
     /// There is a mark and nothing to do now.
     Wait(&'static str),
-    /// There is a mark, and an update of the platform's own waits in a later class of the queue.
+    /// There is a mark, and a move of the platform's own waits in a later class of the queue.
     Overtake,
     /// There is a mark, and an operation is due (or soon).
     Evacuate,
@@ -85,13 +93,7 @@ fn decide(o: &Observed, status: &InstanceStatus, cancelled: bool) -> Decision {
     if status.node.as_deref().is_some_and(|node| node != mark) {
         return Decision::TakeBack("the VM has left the node");
     }
-    let seen_cordoned = annotation_of(&o.machine.instance) == Some(mark);
-    let rebalancing = status.evacuation_source.as_deref() == Some(eviction::SOURCE_REBALANCE);
-    if seen_cordoned
-        && !rebalancing
-        && o.cordoned == Some(false)
-        && !holdfast_env::mutant!("mark-kept-after-uncordon")
-    {
+    if is_uncordoned(o, status, mark) && !holdfast_env::mutant!("mark-kept-after-uncordon") {
         return Decision::TakeBack("the node is uncordoned");
     }
     let Some(vm) = &o.machine.vm else { return Decision::Wait("no VM of this front") };
@@ -99,15 +101,8 @@ fn decide(o: &Observed, status: &InstanceStatus, cancelled: bool) -> Decision {
         return Decision::Wait("the VM is being deleted");
     }
     let phase = vm.status.as_ref().and_then(|status| status.phase);
-    let mut moves = o
-        .machine
-        .operations
-        .iter()
-        .filter(|op| !op.is_final() && op.object.spec.type_.is_migration())
-        .peekable();
-    if moves.peek().is_some() {
-        let gives_way = |op: &Operation| op.queued && op.is_marked(annotation::WORKLOAD_UPDATE);
-        return match moves.all(gives_way) {
+    if moves(o).next().is_some() {
+        return match moves(o).all(|op| gives_way(op, status)) {
             true => Decision::Overtake,
             false => Decision::Wait("a migration is under way"),
         };
@@ -124,12 +119,45 @@ fn decide(o: &Observed, status: &InstanceStatus, cancelled: bool) -> Decision {
     Decision::Evacuate
 }
 
+/// Unfinished operations that move the VM.
+fn moves(o: &Observed) -> impl Iterator<Item = &Operation> {
+    o.machine.operations.iter().filter(|op| !op.is_final() && op.object.spec.type_.is_migration())
+}
+
+/// The cordon that the mark belongs to was undone. A node that looks open proves nothing when it is older than
+/// the mark: the cache has not heard of the cordon yet.
+fn is_uncordoned(o: &Observed, status: &InstanceStatus, mark: &str) -> bool {
+    let Some(node) = o.node.filter(|node| !node.closed) else { return false };
+    let is_later =
+        status.evacuation_node_version.is_some_and(|then| node.version.is_some_and(|now| now > then));
+    !is_rebalancing(status) && (is_later || annotation_of(&o.machine.instance) == Some(mark))
+}
+
+fn is_rebalancing(status: &InstanceStatus) -> bool {
+    status.evacuation_source.as_deref() == Some(eviction::SOURCE_REBALANCE)
+}
+
+/// The operation was made for the rebalancer, but a drain wants the VM away as well by now.
+fn is_outdated(operation: &Operation, status: &InstanceStatus) -> bool {
+    let cause = operation.object.annotations().get(annotation::EVACUATION_CAUSE);
+    is_evacuation(operation) && cause.is_some_and(|cause| cause == REBALANCE) && !is_rebalancing(status)
+}
+
+/// What waits in a later class of the queue than the evacuation would.
+fn gives_way(operation: &Operation, status: &InstanceStatus) -> bool {
+    operation.queued && (operation.is_marked(annotation::WORKLOAD_UPDATE) || is_outdated(operation, status))
+}
+
 /// A drain still waits for this VM, which cannot move.
 fn still_blocks(o: &Observed, status: &InstanceStatus) -> bool {
     status.evacuation_blocked_node == status.node
-        && o.cordoned == Some(true)
+        && is_closed(o)
         && status.state != Some(InstanceState::Ended)
         && eviction::migratable(&o.machine.instance).is_err()
+}
+
+fn is_closed(o: &Observed) -> bool {
+    o.node.is_some_and(|node| node.closed)
 }
 
 fn is_evacuation(operation: &Operation) -> bool {
@@ -177,14 +205,15 @@ fn settle_finished(plan: &mut Plan, o: &Observed, new: &mut InstanceStatus) {
     }
 }
 
-/// An unfinished evacuation that somebody deletes is let go; `true` if there is one.
-fn settle_deleted(plan: &mut Plan, o: &Observed) -> bool {
+/// An unfinished evacuation that somebody deletes is let go; `true` if that says that the VM shall stay. One
+/// that has given way to a drain says nothing.
+fn settle_deleted(plan: &mut Plan, o: &Observed, status: &InstanceStatus) -> bool {
     let mut found = false;
     for operation in
         o.machine.operations.iter().filter(|op| is_evacuation(op) && is_held(op) && !op.is_final())
     {
         if operation.object.metadata.deletion_timestamp.is_some() {
-            found = true;
+            found |= !is_outdated(operation, status);
             if let Some(patch) = Patch::remove_finalizer(&*operation.object, finalizer::VMOP_EVACUATION) {
                 plan.then(patch);
             }
@@ -203,8 +232,8 @@ fn annotate(instance: &Instance, value: Option<&str>) -> Patch {
 }
 
 fn remember_cordon(plan: &mut Plan, o: &Observed, status: &InstanceStatus) {
-    let mark = status.evacuation_node_name.as_deref();
-    if o.cordoned == Some(true) && mark.is_some() && annotation_of(&o.machine.instance) != mark {
+    let mark = status.evacuation_node_name.as_deref().filter(|_| status.evacuation_node_version.is_none());
+    if is_closed(o) && mark.is_some() && annotation_of(&o.machine.instance) != mark {
         plan.then(annotate(&o.machine.instance, mark));
     }
 }
@@ -228,10 +257,7 @@ fn evacuate(plan: &mut Plan, o: &Observed, status: &InstanceStatus) {
         }
     }
     plan.because(format!("evacuation after {} failures", failures.count));
-    let cause = match status.evacuation_source.as_deref() {
-        Some(eviction::SOURCE_REBALANCE) => "rebalance",
-        Some(_) | None => "drain",
-    };
+    let cause = if is_rebalancing(status) { REBALANCE } else { "drain" };
     let marks = [(annotation::EVACUATION, "true"), (annotation::EVACUATION_CAUSE, cause)];
     let held_by = [finalizer::VMOP_EVACUATION];
     let known = &o.machine.operations;

@@ -7,6 +7,7 @@ use holdfast_api::{VirtualMachine, VirtualMachineOperation};
 use holdfast_env::Timestamp;
 use holdfast_reconcile::Conditions;
 
+use super::super::NodeSeen;
 use super::*;
 use crate::operations::Machine;
 
@@ -14,6 +15,11 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
+fn seen(closed: bool, version: i64) -> Option<NodeSeen> {
+    Some(NodeSeen { closed, version: Some(version) })
+}
+
+/// A VM that a drain has marked, as an earlier release did: the mark does not say to which cordon it belongs.
 fn observed() -> Observed {
     let mut instance = Instance::new("web", InstanceSpec { epoch: 1, ..InstanceSpec::default() });
     instance.metadata.namespace = Some("shop".into());
@@ -36,7 +42,7 @@ fn observed() -> Observed {
     Observed {
         now: at(0),
         machine: Machine { instance: Arc::new(instance), vm: Some(Arc::new(vm)), operations: Vec::new() },
-        cordoned: Some(true),
+        node: seen(true, 10),
     }
 }
 
@@ -175,7 +181,7 @@ fn uncordon_takes_the_mark_back_and_calls_off_what_does_not_copy_yet() {
         let mut o = observed();
         settle(&mut o);
         o.machine.operations[0].copying = copying;
-        o.cordoned = Some(false);
+        o.node = seen(false, 11);
         settle(&mut o);
         assert_eq!(mark(&o), None);
         assert_eq!(o.machine.operations[0].object.metadata.deletion_timestamp.is_some(), !copying);
@@ -187,10 +193,115 @@ fn uncordon_takes_the_mark_back_and_calls_off_what_does_not_copy_yet() {
 #[test]
 fn an_eviction_on_a_node_that_was_never_cordoned_stays() {
     let mut o = observed();
-    o.cordoned = Some(false);
+    o.node = seen(false, 11);
     settle(&mut o);
     assert_eq!((mark(&o).as_deref(), o.machine.operations.len()), (Some("n1"), 1));
     assert!(plan(&o).is_empty());
+}
+
+// INV-6
+#[test]
+fn a_mark_that_names_its_cordon_holds_until_a_later_version_of_the_node_is_open() {
+    let (e, r) = (eviction::SOURCE_EVICTION, eviction::SOURCE_REBALANCE);
+    // The mark's source and version, what the controller remembers, the node as its cache has it; whether it holds.
+    let table = [
+        // Whether or not the controller ever saw the node closed.
+        (e, Some(7), None, seen(false, 8), false),
+        (e, Some(7), None, seen(true, 9), true),
+        // The cache is behind the mark: open as it was before the cordon.
+        (e, Some(7), None, seen(false, 6), true),
+        (e, Some(7), None, seen(false, 7), true),
+        (e, Some(7), None, None, true),
+        (e, Some(7), None, Some(NodeSeen { closed: false, version: None }), true),
+        // An eviction on an open node is no drain.
+        (e, None, None, seen(false, 8), true),
+        // Marks of an earlier release: the controller remembers that it saw the node closed.
+        (e, None, Some("n1"), seen(false, 8), false),
+        (e, None, Some("n1"), seen(true, 8), true),
+        (e, None, Some("n2"), seen(false, 8), true),
+        (e, Some(7), Some("n1"), seen(false, 8), false),
+        // The rebalancer's stay.
+        (r, None, Some("n1"), seen(false, 8), true),
+        (r, Some(7), None, seen(false, 8), true),
+    ];
+    for (source, version, remembered, node, holds) in table {
+        let mut o = observed();
+        let instance = Arc::make_mut(&mut o.machine.instance);
+        let annotations = remembered.map(|node| [(CORDONED.to_owned(), node.to_owned())].into());
+        instance.metadata.annotations = annotations;
+        let status = instance.status.as_mut().unwrap();
+        status.evacuation_source = Some(source.into());
+        status.evacuation_node_version = version;
+        o.node = node;
+        settle(&mut o);
+        let row = format!("{source} {version:?} {remembered:?} {node:?}");
+        assert_eq!(mark(&o).is_some(), holds, "{row}");
+        settle(&mut o);
+        assert!(plan(&o).is_empty(), "{row}");
+        if !holds {
+            assert_eq!(o.machine.instance.status.as_ref().unwrap().evacuation_node_version, None, "{row}");
+            assert_eq!(annotation_of(&o.machine.instance), None, "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_cordon_is_remembered_only_for_marks_that_do_not_name_it() {
+    for (version, remembered) in [(Some(7), None), (None, Some("n1"))] {
+        let mut o = observed();
+        let instance = Arc::make_mut(&mut o.machine.instance);
+        instance.status.as_mut().unwrap().evacuation_node_version = version;
+        settle(&mut o);
+        assert_eq!(annotation_of(&o.machine.instance), remembered);
+    }
+}
+
+#[test]
+fn what_an_agent_of_an_earlier_release_leaves_of_a_mark_is_removed() {
+    let mut o = observed();
+    let status = Arc::make_mut(&mut o.machine.instance).status.as_mut().unwrap();
+    status.node = Some("n2".into());
+    (status.evacuation_node_name, status.evacuation_source) = (None, None);
+    status.evacuation_node_version = Some(7);
+    o.node = None;
+    settle(&mut o);
+    assert_eq!(o.machine.instance.status.as_ref().unwrap().evacuation_node_version, None);
+    assert!(plan(&o).is_empty());
+}
+
+#[test]
+fn a_queued_move_of_the_rebalancer_gives_way_to_a_drain() {
+    let cause = |o: &Observed| {
+        let annotations = o.machine.operations.last().unwrap().object.annotations().clone();
+        annotations[annotation::EVACUATION_CAUSE].clone()
+    };
+    let source = |o: &mut Observed, source: &str| {
+        let status = Arc::make_mut(&mut o.machine.instance).status.as_mut().unwrap();
+        status.evacuation_source = Some(source.into());
+    };
+    for queued in [true, false] {
+        let mut o = observed();
+        source(&mut o, eviction::SOURCE_REBALANCE);
+        settle(&mut o);
+        assert_eq!(cause(&o), "rebalance");
+        o.machine.operations[0].queued = queued;
+        source(&mut o, eviction::SOURCE_EVICTION);
+        settle(&mut o);
+        let deleted = o.machine.operations[0].object.metadata.deletion_timestamp.is_some();
+        assert_eq!(deleted, queued, "what has a slot goes on");
+        if !queued {
+            continue;
+        }
+        settle(&mut o);
+        assert!(!is_held(&o.machine.operations[0]), "let go");
+        assert!(plan(&o).is_empty());
+        assert_eq!(mark(&o).as_deref(), Some("n1"), "nobody wishes that it stays");
+        // It is gone.
+        o.machine.operations.clear();
+        settle(&mut o);
+        assert_eq!(cause(&o), "drain");
+        assert!(plan(&o).is_empty());
+    }
 }
 
 #[test]
@@ -270,8 +381,8 @@ fn a_vm_that_cannot_move_blocks_its_node_until_that_is_open_or_it_is_gone() {
         o.machine.instance.status.as_ref().unwrap().evacuation_blocked_node.is_some()
     };
     assert!(blocked(|_| ()));
-    assert!(!blocked(|o| o.cordoned = Some(false)));
-    assert!(!blocked(|o| o.cordoned = None));
+    assert!(!blocked(|o| o.node = seen(false, 11)));
+    assert!(!blocked(|o| o.node = None));
     assert!(!blocked(|o| Arc::make_mut(&mut o.machine.instance).spec.hardware.disks[0].shared = true));
     assert!(!blocked(|o| {
         let status = Arc::make_mut(&mut o.machine.instance).status.as_mut().unwrap();

@@ -279,6 +279,7 @@ impl Nodes {
             let uid = &target.pod_uid;
             let taken = json!({
                 "node": target.node, "evacuationNodeName": null, "evacuationSource": null,
+                "evacuationNodeVersion": null,
                 "claim": {"node": target.node, "bootID": boot, "podUID": uid, "epoch": epoch},
                 "activePod": {"name": target.pod_name, "uid": uid},
                 "report": {"epoch": epoch, "podUID": uid, "state": "Running"},
