@@ -213,6 +213,15 @@ pub fn duration(text: &str) -> Result<Duration> {
     Ok(total)
 }
 
+/// What people need of a failed request: its innermost cause, and what to look at.
+pub fn no_answer(error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    anyhow::anyhow!("no answer from the API server: {cause}. Does the platform run? See: holdfast status")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

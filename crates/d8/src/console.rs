@@ -64,10 +64,11 @@ pub async fn run(flags: &ConnectionFlags, args: &ConsoleArgs) -> Result<ExitCode
         } else {
             format!("Connected to {name} console again. The escape sequence is ^]")
         });
-        first = false;
         terminal.raw()?;
         let input = input.get_or_insert_with(read_stdin);
-        match session(stream, input, terminal.is_terminal).await {
+        let begun = session(stream, input, terminal.is_terminal, first).await;
+        first = false;
+        match begun {
             End::Left | End::Closed => return Ok(ExitCode::SUCCESS),
             End::TakenOver => {
                 terminal.restore();
@@ -129,10 +130,10 @@ async fn connect(
 }
 
 /// Copies both ways until one side ends.
-async fn session(stream: Stream, input: &mut Receiver<Vec<u8>>, is_terminal: bool) -> End {
+async fn session(stream: Stream, input: &mut Receiver<Vec<u8>>, is_terminal: bool, is_first: bool) -> End {
     let (mut to_guest, mut from_guest) = stream.split();
-    // A login prompt shows up only when something is typed.
-    if to_guest.send(Message::binary(b"\r".to_vec())).await.is_err() {
+    // A login prompt shows up only when something is typed. Connected again, what is there may be a question.
+    if is_first && to_guest.send(Message::binary(b"\r".to_vec())).await.is_err() {
         return End::Broken;
     }
     let mut stdout = std::io::stdout();

@@ -289,7 +289,7 @@ fn report(verb: Verb, vm: &str, operation: &DynamicObject) -> ExitCode {
 fn plain(error: kube::Error) -> anyhow::Error {
     match error {
         kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
-        other => anyhow::Error::from(other).context("no answer from the API server"),
+        other => crate::connection::no_answer(&other),
     }
 }
 

@@ -83,7 +83,7 @@ async fn exists(client: &kube::Client, namespace: &str, name: &str) -> Result<()
     match api.get(name).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) => bail!("{}", status.message),
-        Err(other) => Err(other).context("no answer from the API server"),
+        Err(other) => Err(crate::connection::no_answer(&other)),
     }
 }
 

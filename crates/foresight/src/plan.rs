@@ -58,6 +58,8 @@ struct Draft<'a> {
     vms: BTreeMap<(String, String), &'a VirtualMachine>,
     /// When the node's outbound slot is free again, seconds from the begin.
     free_at: f64,
+    /// Nothing has been heard of the node.
+    is_silent: bool,
     plan: DrainPlan,
 }
 
@@ -88,6 +90,9 @@ impl<'a> Draft<'a> {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let node = o.objects.nodes.iter().find(|node| node.metadata.name.as_ref() == Some(&o.node));
         let cordoned = node.and_then(|node| node.spec.as_ref()?.unschedulable).unwrap_or(false);
+        let conditions =
+            node.and_then(|node| node.status.as_ref()?.conditions.as_deref()).unwrap_or_default();
+        let is_silent = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "Unknown");
         let plan = DrainPlan {
             kind: "DrainPlan".to_owned(),
             node: o.node.clone(),
@@ -101,7 +106,7 @@ impl<'a> Draft<'a> {
             ..DrainPlan::default()
         };
         let vms = o.vms.iter().map(|vm| (key(vm), vm)).collect();
-        Self { o, forecast, vms, free_at: 0.0, plan }
+        Self { o, forecast, vms, free_at: 0.0, is_silent, plan }
     }
 
     fn active_move(&self, instance: &Instance) -> Option<&'a Migration> {
@@ -202,6 +207,11 @@ impl<'a> Draft<'a> {
         if state == Some(InstanceState::Paused) {
             let cures = vec!["resume it".to_owned(), format!("stop it: d8 v stop {name} -n {namespace}")];
             self.block(instance, "NotRunning", "A paused VM is not evacuated.".to_owned(), cures);
+            return false;
+        }
+        if self.is_silent {
+            let text = "Its node does not answer: nothing can be moved from there.".to_owned();
+            self.block(instance, "NodeUnresponsive", text, vec!["bring the node back".to_owned()]);
             return false;
         }
         true

@@ -92,6 +92,16 @@ fn moves_come_one_after_another_and_fill_the_emptier_node() {
 }
 
 #[test]
+fn nothing_leaves_a_node_that_does_not_answer() {
+    let mut o = observed(vec![instance("a", "n1")]);
+    let here = o.objects.nodes.iter_mut().find(|node| node.metadata.name.as_deref() == Some("n1")).unwrap();
+    here.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].status = "Unknown".into();
+    let plan = plan(&o);
+    assert!(!plan.goes_through && plan.moves.is_empty());
+    assert_eq!((plan.blocked[0].name.as_str(), plan.blocked[0].reason.as_str()), ("a", "NodeUnresponsive"));
+}
+
+#[test]
 fn what_blocks_is_named_with_its_cure() {
     type Change = fn(&mut Observed);
     fn vm(o: &mut Observed) -> &mut Instance {

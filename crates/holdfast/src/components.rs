@@ -151,7 +151,13 @@ fn recorded(path: &Path) -> Option<ProcessId> {
 
 fn is(process: &ProcessId, args: &[String]) -> bool {
     let line = proc::command_line(process.pid);
-    line.len() == args.len() + 1 && line[1..] == *args
+    line.len() == args.len() + 1 && line[1..].iter().zip(args).all(|(one, other)| is_same(one, other))
+}
+
+/// Equal, or two spellings of one directory: a home may have been named by a link to it.
+fn is_same(one: &str, other: &str) -> bool {
+    let real = |text: &str| text.starts_with('/').then(|| std::fs::canonicalize(text).ok())?;
+    one == other || real(one).is_some_and(|path| Some(path) == real(other))
 }
 
 #[cfg(test)]
@@ -173,6 +179,10 @@ mod tests {
         durable::write(&home.pid_file("kubelith"), &serde_json::to_vec(&other).unwrap(), 0o600).unwrap();
         assert_eq!(find(&home, &component, &proc::list().unwrap()), None, "another program has the pid");
         assert!(!is(&other, &args));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(is_same(link.to_str().unwrap(), dir.path().to_str().unwrap()), "one home, two spellings");
+        assert!(!is_same("/", dir.path().to_str().unwrap()) && !is_same("kubelith", "agent"));
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -14,6 +14,18 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home(PathBuf);
 
+/// The path without links, dots and a slash at its end, also of what is not there yet: processes are known by it.
+fn one_spelling(path: &Path) -> PathBuf {
+    let plain: PathBuf = path.components().collect();
+    if let Ok(real) = plain.canonicalize() {
+        return real;
+    }
+    match (plain.parent(), plain.file_name()) {
+        (Some(parent), Some(name)) => one_spelling(parent).join(name),
+        _ => plain,
+    }
+}
+
 impl Home {
     /// From `--home`, else `$HOLDFAST_HOME`, else `~/.holdfast`; made absolute.
     ///
@@ -28,7 +40,8 @@ impl Home {
                 PathBuf::from(user).join(".holdfast")
             }
         };
-        Ok(Self(std::path::absolute(&path).with_context(|| format!("home {}", path.display()))?))
+        let path = std::path::absolute(&path).with_context(|| format!("home {}", path.display()))?;
+        Ok(Self(one_spelling(&path)))
     }
 
     /// The directory.
@@ -363,6 +376,23 @@ pub(crate) mod tests {
         let node = NodeFacts { index: 64, ..facts.nodes[0].clone() };
         assert!(facts.link(&node).len() < 16, "link names hold 15 bytes");
         assert_eq!(facts.namespace(&facts.nodes[0]), "hf-1a2b-virtlab-pt-1");
+    }
+
+    #[test]
+    fn a_home_has_one_spelling() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
+        // What is there, and what is still to be made.
+        for end in ["", "new/home"] {
+            let want = real.join(end).components().collect::<PathBuf>();
+            for spelled in [real.join(end), real.join("link").join(end), real.join("./link/").join(end)] {
+                let home = Home::find(Some(&spelled)).unwrap();
+                assert_eq!(home.path().to_str(), want.to_str(), "{}", spelled.display());
+            }
+            let slash = format!("{}/", real.join(end).display());
+            assert_eq!(Home::find(Some(Path::new(&slash))).unwrap().path().to_str(), want.to_str());
+        }
     }
 
     #[test]

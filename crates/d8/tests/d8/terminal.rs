@@ -99,6 +99,8 @@ async fn the_console_survives_a_restart() {
     terminal.expect("not Running");
     platform.phase("linux-vm", "Running").await;
     terminal.expect("boot 1");
+    // Nothing is typed for the person: there may be a question on the screen.
+    terminal.type_in(b"\r");
     terminal.expect("login: ");
     terminal.type_in(&[29]);
     assert_eq!(terminal.end().await, (Some(0), false));

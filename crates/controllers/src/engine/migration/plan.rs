@@ -242,9 +242,11 @@ impl Step<'_> {
         if source.aborted_at.is_some() {
             let wanted = self.new.abort.as_ref().map_or(abort::FAILED, |abort| &abort.reason).to_owned();
             // That it was called off is what the source knows; why, stands in the call-off.
-            let told = self.new.failure.take().filter(|failure| failure.class != "Cancelled");
-            let failure = told.unwrap_or_else(|| abort_text(&wanted));
+            // What breaks because of the call-off is no cause either.
             let called_off = matches!(wanted.as_str(), abort::DELETED | "Uncordoned");
+            let told = self.new.failure.take();
+            let told = told.filter(|failure| failure.class != "Cancelled" && !called_off);
+            let failure = told.unwrap_or_else(|| abort_text(&wanted));
             let state = if called_off { MigrationState::Aborted } else { MigrationState::Failed };
             return self.finish(state, Some(failure));
         }
