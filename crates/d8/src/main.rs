@@ -86,7 +86,6 @@ struct NotYet {
 }
 
 fn main() -> ExitCode {
-    holdfast_sys::signals::end_with_the_reader();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
