@@ -51,7 +51,7 @@ pub struct Origin {
     pub uid: String,
     /// Ready and not being deleted.
     pub ready: bool,
-    /// If it is not ready: why, see [`unready::why`].
+    /// If it is not ready: why, see [`crate::unready::why`].
     pub why: String,
     /// A VM has it (disks only).
     pub in_use_by: Option<String>,

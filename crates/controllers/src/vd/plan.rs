@@ -46,7 +46,7 @@ pub struct SourceImage {
     pub uid: String,
     /// Ready and not being deleted.
     pub ready: bool,
-    /// If it is not ready: why, see [`unready::why`].
+    /// If it is not ready: why, see [`crate::unready::why`].
     pub why: String,
     /// An ISO image.
     pub cdrom: bool,

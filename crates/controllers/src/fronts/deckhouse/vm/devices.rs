@@ -25,7 +25,7 @@ pub struct Device {
     pub uid: String,
     /// Its data can be used.
     pub ready: bool,
-    /// If it is not ready: why, see [`unready::why`].
+    /// If it is not ready: why, see [`crate::unready::why`].
     pub why: String,
     /// It only waits for a VM to be placed.
     pub waits_for_consumer: bool,
