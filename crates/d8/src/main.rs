@@ -115,11 +115,11 @@ fn main() -> ExitCode {
 fn virtualization(v: V) -> anyhow::Result<ExitCode> {
     let V { connection, command } = v;
     let not_yet = |verb: &str, instead: &str| anyhow::bail!("{verb} is not available yet{instead}");
-    // The SSH client replaces this process, before any thread exists.
-    if let VCommand::Ssh(args) = command {
-        return ssh::exec(&connection, &args);
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let VCommand::Ssh(args) = command {
+        let vm = runtime.block_on(ssh::identity(&connection, &args));
+        return ssh::exec(&connection, &args, vm.as_deref());
+    }
     let code = runtime.block_on(async {
         match command {
             VCommand::Console(args) => console::run(&connection, &args).await,

@@ -3,12 +3,18 @@
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use holdfast_api::VirtualMachine;
+use kube::Api;
 
 use crate::connection::ConnectionFlags;
 use crate::target::Target;
+
+/// How long is asked who the VM is.
+const READ_LIMIT: Duration = Duration::from_secs(5);
 
 /// Arguments of `d8 v ssh`.
 #[derive(Args, Debug)]
@@ -41,10 +47,22 @@ pub struct SshArgs {
     remote: Vec<String>,
 }
 
+/// The uid of the VM, under which its host key is known: another VM of the same name has another key. `None` where
+/// it cannot be read; the connection itself then says why.
+pub async fn identity(flags: &ConnectionFlags, args: &SshArgs) -> Option<String> {
+    let name = args.target.split_once('@').map_or(args.target.as_str(), |(_, name)| name);
+    let target = Target::parse(name).ok()?;
+    let client = flags.client().await.ok()?;
+    let namespace = flags.namespace_of(&target, &client);
+    let vms: Api<VirtualMachine> = Api::namespaced(client, &namespace);
+    let read = tokio::time::timeout(READ_LIMIT, vms.get_metadata(&target.name));
+    read.await.ok()?.ok()?.metadata.uid
+}
+
 /// Replaces this process by ssh.
-pub fn exec(flags: &ConnectionFlags, args: &SshArgs) -> Result<ExitCode> {
+pub fn exec(flags: &ConnectionFlags, args: &SshArgs, vm: Option<&str>) -> Result<ExitCode> {
     let mut command = Command::new("ssh");
-    command.args(arguments(flags, args, &std::env::current_exe()?)?);
+    command.args(arguments(flags, args, &std::env::current_exe()?, vm)?);
     if let Some(token) = &flags.token {
         // A command line is visible to everybody on the machine, an environment is not.
         command.env("D8_TOKEN", token);
@@ -56,7 +74,12 @@ pub fn exec(flags: &ConnectionFlags, args: &SshArgs) -> Result<ExitCode> {
     Err(error).context("cannot run ssh")
 }
 
-fn arguments(flags: &ConnectionFlags, args: &SshArgs, own: &std::path::Path) -> Result<Vec<String>> {
+fn arguments(
+    flags: &ConnectionFlags,
+    args: &SshArgs,
+    own: &std::path::Path,
+    vm: Option<&str>,
+) -> Result<Vec<String>> {
     let (user, name) = match args.target.split_once('@') {
         Some(("", _)) => bail!("expected username before '@'"),
         Some((_, "")) => bail!("expected target after '@'"),
@@ -82,6 +105,9 @@ fn arguments(flags: &ConnectionFlags, args: &SshArgs, own: &std::path::Path) -> 
     }
     if let Some(key) = &args.identity_file {
         out.extend(["-i".into(), key.display().to_string()]);
+    }
+    if let Some(uid) = vm {
+        out.extend(["-o".into(), format!("HostKeyAlias={}.{uid}", target.name)]);
     }
     let host = match flags.namespace.as_ref().or(target.namespace.as_ref()) {
         Some(namespace) => format!("{}.{namespace}", target.name),
@@ -123,7 +149,8 @@ mod tests {
 
     fn line(args: &[&str]) -> Result<Vec<String>, String> {
         let parsed = Only::parse_from([&["ssh"], args].concat());
-        arguments(&ConnectionFlags::default(), &parsed.ssh, "/opt/d8".as_ref()).map_err(|e| e.to_string())
+        let vm = Some("uid-1");
+        arguments(&ConnectionFlags::default(), &parsed.ssh, "/opt/d8".as_ref(), vm).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -131,6 +158,7 @@ mod tests {
         let line = line(&["cloud@linux-vm", "--local-ssh", "--command", "nproc"]).unwrap();
         assert_eq!(line[1], "ProxyCommand=/opt/d8 v port-forward --stdio=true linux-vm 22");
         assert_eq!(line[line.len() - 2..], ["cloud@linux-vm", "nproc"]);
+        assert!(line.contains(&"HostKeyAlias=linux-vm.uid-1".to_owned()), "{line:?}");
     }
 
     #[test]
