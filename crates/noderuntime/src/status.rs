@@ -21,6 +21,15 @@ pub struct Facts {
     pub now: String,
 }
 
+/// Whether what was to be written about a pod need not be written any more: the pod is gone.
+///
+/// A conflict says less: another pod of that name, which the watch will bring, or a server that was too busy to
+/// find a quiet moment. It is tried again, since the pod's end would be told to nobody otherwise.
+#[must_use]
+pub fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
 /// The part of `status` this node owns. Conditions of others (readiness gates, PodScheduled) are
 /// absent and thereby left alone by a strategic merge.
 #[must_use]
@@ -214,6 +223,15 @@ pub fn is_satisfied(have: &Value, want: &Value) -> bool {
 mod tests {
     use super::*;
     use crate::record::tests::{record, running};
+
+    #[test]
+    fn a_write_is_given_up_only_for_a_pod_that_is_gone() {
+        for (code, gone) in [(404, true), (409, false), (429, false), (500, false), (503, false)] {
+            let status = kube::core::Status { code, ..kube::core::Status::default() };
+            assert_eq!(is_gone(&kube::Error::Api(Box::new(status))), gone, "{code}");
+        }
+        assert!(!is_gone(&kube::Error::TlsRequired), "nobody answered");
+    }
 
     fn pod() -> Pod {
         serde_json::from_value(json!({

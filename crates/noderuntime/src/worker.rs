@@ -343,8 +343,7 @@ impl Worker {
                 self.pod = Some(Arc::new(pod));
                 Ok(())
             }
-            // Gone, or another pod of the same name: the watch will say so.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(error) if status::is_gone(&error) => Ok(()),
             Err(error) => Err(format!("write pod status: {error}")),
         }
     }
@@ -357,7 +356,7 @@ impl Worker {
         };
         match self.api().delete(&self.record.name, &params).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(error) if status::is_gone(&error) => Ok(()),
             Err(error) => Err(format!("delete pod: {error}")),
         }
     }

@@ -318,10 +318,9 @@ impl Worker {
     }
 }
 
-/// Gone, or another pod of that name: the watch will say so.
 fn tolerate<T>(result: kube::Result<T>) -> kube::Result<()> {
     match result {
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) if status::is_gone(&error) => Ok(()),
         other => other.map(drop),
     }
 }

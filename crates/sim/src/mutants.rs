@@ -95,7 +95,7 @@ pub const MUTANTS: &[Mutant] = &[
     // Limits (migration-and-maintenance.md §4).
     found("outbound-slot-ignored", 8, "several moves leave a node at once"),
     met("inbound-slot-ignored", 8, &["two-drains"], "several moves enter a node at once"),
-    found("slot-freed-at-switch", 16, "a slot is given away while its move switches over"),
+    met("slot-freed-at-switch", 8, &["two-drains"], "a slot is given away while its move switches over"),
     // Operations and drains.
     found("finished-operation-rewritten", 8, "a finished operation changes its phase"),
     found("completed-at-switch", 8, "an operation is called completed while its move switches over"),
