@@ -12,8 +12,8 @@ const QUICKSTART: &str = include_str!("../../../../examples/quickstart.yaml");
 #[test]
 fn quickstart_runs_and_leaves_nothing() -> Result<()> {
     let home = Home::up(2)?;
+    let watch = Watch::begin(&home, &["get", "vm", "-w"])?;
     home.apply(QUICKSTART)?;
-    let watch = Watch::start(&home, &["get", "vm", "-w"])?;
     let guest = wait_ready(&home, "linux-vm")?;
 
     let phases = watch.column("PHASE");

@@ -216,6 +216,15 @@ pub struct Watch {
 impl Watch {
     /// Starts it and waits for its first line.
     pub fn start(home: &Home, args: &[&str]) -> Result<Self> {
+        let watch = Self::begin(home, args)?;
+        wait_for("the first line of a watch", SOON, || {
+            if watch.lines().is_empty() { Err("nothing".into()) } else { Ok(()) }
+        })?;
+        Ok(watch)
+    }
+
+    /// Starts it before there is anything to see.
+    pub fn begin(home: &Home, args: &[&str]) -> Result<Self> {
         let mut child = home.k_spawn(args)?;
         let out = child.stdout.take().context("no stdout")?;
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -225,11 +234,7 @@ impl Watch {
                 sink.lock().expect("not poisoned").push(line);
             }
         });
-        let watch = Self { child, lines };
-        wait_for("the first line of a watch", SOON, || {
-            if watch.lines().is_empty() { Err("nothing".into()) } else { Ok(()) }
-        })?;
-        Ok(watch)
+        Ok(Self { child, lines })
     }
 
     /// What it printed so far.
